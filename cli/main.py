@@ -1,4 +1,49 @@
-"""The console command `isthmus`."""
+"""The console command `isthmus`.
 
-def main() -> int:
-    raise SystemExit("not yet")
+    isthmus train --config recipes/digits.yaml
+    isthmus export --config recipes/digits.yaml
+    isthmus pipeline --config recipes/digits.yaml
+    isthmus serve --model_name=digits --model_base_path=.isthmus/serving/digits
+    isthmus registry list
+    isthmus lineage models:/digits@champion
+    isthmus doctor
+
+This is the one place that turns an error into an exit code: an exception with an attribute `exit_code` was foreseen
+by the part that raised it and becomes one line; anything else is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from isthmus.cli.parser import build_parser
+
+INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns the exit code: 0 done, 1 refused, 2 wrong usage, 130 interrupted."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        code: int = arguments.run(arguments)
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader (head, less) has what it wanted; the interpreter must not complain about it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        code = getattr(error, "exit_code", -1)
+        if code < 0:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

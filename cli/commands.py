@@ -1,0 +1,174 @@
+"""What each command does: it turns arguments into one call of the part that it names.
+
+Every function takes the parsed arguments and returns the exit code; a part is imported when its command runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from isthmus.cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from isthmus.cli.recipe import Recipe
+
+
+def version_line() -> str:
+    """Returns what `isthmus --version` prints."""
+    return f"isthmus {metadata.version('isthmus')}"
+
+
+def train(arguments: argparse.Namespace) -> int:
+    """`isthmus train`: a checkpoint from images."""
+    from isthmus.cli.console import routed
+    from isthmus.training.train import train as run
+
+    recipe = _recipe(arguments)
+    with routed("train", arguments.home) as log:
+        result = run(
+            name=recipe.name,
+            data=recipe.data,
+            model=recipe.model,
+            train=recipe.train,
+            home=arguments.home,
+            recipe=recipe.to_dict(),
+            tracking_uri=arguments.tracking_uri,
+            force=arguments.force,
+        )
+    _report(
+        arguments,
+        {"checkpoint": str(result.checkpoint), "metrics": result.metrics, "up_to_date": result.up_to_date},
+        log,
+    )
+    return 0
+
+
+def export(arguments: argparse.Namespace) -> int:
+    """`isthmus export`: a verified bundle from a checkpoint."""
+    from isthmus.cli.console import routed
+    from isthmus.export.run import export as run
+
+    recipe = _recipe(arguments)
+    checkpoint = arguments.checkpoint or _latest(arguments.home / "checkpoints" / recipe.name, "isthmus train")
+    with routed("export", arguments.home) as log:
+        bundle = run(
+            name=recipe.name,
+            checkpoint=checkpoint,
+            data_root=None,
+            config=recipe.export,
+            home=arguments.home,
+            tracking_uri=arguments.tracking_uri,
+            recipe=recipe.to_dict(),
+            force=arguments.force,
+        )
+    _report(arguments, {"bundle": str(bundle)}, log)
+    return 0
+
+
+def pipeline(arguments: argparse.Namespace) -> int:
+    """`isthmus pipeline`: a pushed and registered version from a bundle."""
+    from isthmus.cli.console import routed
+    from isthmus.tfx_pipeline.run import run_local
+    from isthmus.training.data import prepare
+
+    recipe = _recipe(arguments)
+    bundle = arguments.bundle or _latest(arguments.home / "bundles" / recipe.name, "isthmus export")
+    with routed("pipeline", arguments.home, capture=True) as log:
+        data = prepare(recipe.data, home=arguments.home)
+        result = run_local(
+            name=recipe.name,
+            bundle=bundle,
+            data_root=data.root,
+            config=recipe.pipeline,
+            home=arguments.home,
+            tracking_uri=arguments.tracking_uri,
+        )
+    _report(arguments, result.to_dict(), log)
+    return 0
+
+
+def serve(arguments: argparse.Namespace) -> int:
+    """`isthmus serve`: TensorFlow Serving's API over pushed models, until a signal."""
+    from isthmus.serving.__main__ import main as run
+
+    return int(run(arguments.flags))
+
+
+def registry(arguments: argparse.Namespace) -> int:
+    """`isthmus registry ACTION`: versions, promotion and the history."""
+    from isthmus.cli.registry import run
+
+    return run(arguments)
+
+
+def lineage(arguments: argparse.Namespace) -> int:
+    """`isthmus lineage SUBJECT`: the chain from a served version back to the commit and the data."""
+    from isthmus.lineage.query import lineage as run
+    from isthmus.lineage.render import tree
+
+    chain = run(
+        arguments.subject,
+        home=arguments.home,
+        tracking_uri=arguments.tracking_uri,
+        at=arguments.at,
+    )
+    print(json.dumps(chain.to_dict(), indent=2) if arguments.json else tree(chain))
+    return 0
+
+
+def doctor(arguments: argparse.Namespace) -> int:
+    """`isthmus doctor`: what this machine has; 1 where something is wrong."""
+    from isthmus.cli.doctor import examine
+
+    findings = examine(home=arguments.home, tracking_uri=arguments.tracking_uri)
+    if arguments.json:
+        print(json.dumps([finding.to_dict() for finding in findings], indent=2))
+    else:
+        for finding in findings:
+            print(finding.line())
+    return 1 if any(finding.problem for finding in findings) else 0
+
+
+def _recipe(arguments: argparse.Namespace) -> Recipe:
+    from isthmus.cli.recipe import load, parse_assignment
+
+    overrides: dict[str, Any] = {}
+    for option, key in (
+        ("name", "name"),
+        ("model", "model.name"),
+        ("epochs", "train.epochs"),
+        ("batch_size", "train.batch_size"),
+        ("seed", "train.seed"),
+    ):
+        value = getattr(arguments, option, None)
+        if value is not None:
+            overrides[key] = value
+    if arguments.data is not None:
+        overrides.update(_data_overrides(arguments.data))
+    overrides.update(parse_assignment(text) for text in arguments.set)
+    return load(arguments.config, overrides=overrides)
+
+
+def _data_overrides(data: str) -> dict[str, Any]:
+    """A name of a source, or else the folder of an ImageFolder."""
+    if data in {"digits", "fashion_mnist"}:
+        return {"data.source": data, "data.root": None}
+    return {"data.source": "imagefolder", "data.root": data}
+
+
+def _latest(folder: Path, command: str) -> Path:
+    latest = folder / "latest"
+    if not latest.exists():
+        raise UsageError(f"nothing in {folder} yet; run `{command}` first, or name one")
+    return latest.resolve()
+
+
+def _report(arguments: argparse.Namespace, result: dict[str, Any], log: Path) -> None:
+    if arguments.json:
+        print(json.dumps(result, indent=2))
+    else:
+        print(f"everything else that was said is in {log}")

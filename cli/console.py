@@ -1,0 +1,83 @@
+"""What a person sees, and the log file that holds the rest.
+
+A command shows about twenty lines a stage; TensorFlow, TFX and Beam write thousands, some of them from C++ straight
+to the file descriptors. `routed` sends the lines of the loggers below `isthmus` to the terminal, and all else to a
+file whose path it prints.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+
+@contextlib.contextmanager
+def routed(command: str, home: Path, *, capture: bool = False) -> Iterator[Path]:
+    """Routes log records for the duration of one command.
+
+    Args:
+      command: Names the log file, `<home>/logs/<command>-<time>.log`.
+      home: The folder of the store.
+      capture: Also sends whatever is written to the file descriptors 1 and 2 to the log file.
+
+    Yields:
+      The path of the log file.
+    """
+    folder = home / "logs"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{command}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
+    with contextlib.ExitStack() as stack:
+        log = stack.enter_context(path.open("a", encoding="utf-8", buffering=1))
+        terminal = stack.enter_context(_captured(log)) if capture else sys.stdout
+        stack.enter_context(_handlers(terminal, log))
+        yield path
+
+
+@contextlib.contextmanager
+def _captured(log: TextIO) -> Iterator[TextIO]:
+    """Points fd 1 and 2 at the log file; yields a stream that still reaches what fd 1 was."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = [os.dup(1), os.dup(2)]
+    terminal = os.fdopen(os.dup(kept[0]), "w", buffering=1, encoding="utf-8")
+    os.dup2(log.fileno(), 1)
+    os.dup2(log.fileno(), 2)
+    try:
+        yield terminal
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        terminal.close()
+        for target, source in zip((1, 2), kept, strict=True):
+            os.dup2(source, target)
+            os.close(source)
+
+
+@contextlib.contextmanager
+def _handlers(terminal: TextIO, log: TextIO) -> Iterator[None]:
+    ours, root = logging.getLogger("isthmus"), logging.getLogger()
+    to_terminal = logging.StreamHandler(terminal)
+    to_terminal.setLevel(logging.INFO)
+    to_terminal.setFormatter(logging.Formatter("%(message)s"))
+    to_file = logging.StreamHandler(log)
+    to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    before = ours.level, root.level
+    ours.setLevel(logging.DEBUG)
+    root.setLevel(logging.INFO)
+    ours.addHandler(to_terminal)
+    root.addHandler(to_file)
+    logging.captureWarnings(True)
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        ours.removeHandler(to_terminal)
+        root.removeHandler(to_file)
+        ours.setLevel(before[0])
+        root.setLevel(before[1])

@@ -1,0 +1,178 @@
+"""The arguments of every command. Nothing heavy is imported here: `isthmus --help` answers at once."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from isthmus.cli import commands
+
+_DEFAULT_RECIPE = Path("recipes/digits.yaml")
+_DEFAULT_HOME = Path(".isthmus")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Returns the parser of `isthmus`; each command's `run` is the function that carries it out."""
+    parser = argparse.ArgumentParser(
+        prog="isthmus",
+        description="Train a timm model in PyTorch, ship it as a verified TensorFlow SavedModel, "
+        "serve it, and know where it came from.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=commands.version_line())
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
+    _add_train(subparsers)
+    _add_export(subparsers)
+    _add_pipeline(subparsers)
+    _add_serve(subparsers)
+    _add_registry(subparsers)
+    _add_lineage(subparsers)
+    _add_doctor(subparsers)
+    return parser
+
+
+def _add_train(subparsers: Any) -> None:
+    command = subparsers.add_parser(
+        "train", help="train a timm model on a folder of images", description="Train a timm model in PyTorch."
+    )
+    _add_recipe_arguments(command)
+    command.add_argument("--epochs", type=int, metavar="N", help="number of epochs (train.epochs)")
+    command.add_argument("--batch-size", type=int, metavar="N", help="images a step (train.batch_size)")
+    command.add_argument("--seed", type=int, metavar="N", help="seed of everything random (train.seed)")
+    command.add_argument("--force", action="store_true", help="train again although nothing changed")
+    command.set_defaults(run=commands.train)
+
+
+def _add_export(subparsers: Any) -> None:
+    command = subparsers.add_parser(
+        "export",
+        help="turn a checkpoint into a verified SavedModel bundle",
+        description="Carry a checkpoint over ONNX into a TensorFlow SavedModel and prove that it is the same model.",
+    )
+    _add_recipe_arguments(command)
+    command.add_argument("--checkpoint", type=Path, metavar="DIR", help="default: the recipe's latest checkpoint")
+    command.add_argument("--force", action="store_true", help="export again although nothing changed")
+    command.set_defaults(run=commands.export)
+
+
+def _add_pipeline(subparsers: Any) -> None:
+    command = subparsers.add_parser(
+        "pipeline",
+        help="validate a bundle with TFX, push and register it",
+        description="Run the TFX pipeline: validate the data and the bundle, push the SavedModel, register it.",
+    )
+    _add_recipe_arguments(command)
+    command.add_argument("--bundle", type=Path, metavar="DIR", help="default: the recipe's latest bundle")
+    command.set_defaults(run=commands.pipeline)
+
+
+def _add_serve(subparsers: Any) -> None:
+    command = subparsers.add_parser(
+        "serve",
+        help="serve pushed models with TensorFlow Serving's API",
+        description="The embedded server; takes tensorflow_model_server's flags.",
+        add_help=False,
+        allow_abbrev=False,
+    )
+    command.add_argument("flags", nargs=argparse.REMAINDER)
+    command.set_defaults(run=commands.serve)
+
+
+def _add_registry(subparsers: Any) -> None:
+    command = subparsers.add_parser("registry", help="list, compare, promote and roll back registered versions")
+    actions = command.add_subparsers(metavar="ACTION", required=True)
+    for action, summary, add in (
+        ("list", "the versions of every registered model, or of one", _nothing_more),
+        ("show", "one version: its hashes, gates, metrics and where it is pushed", _add_version),
+        ("diff", "what differs between two versions", _add_two_versions),
+        ("promote", "re-check a version's gates and hashes and make it champion", _add_promotion),
+        ("rollback", "make the previous champion champion again", _add_reason),
+        ("history", "who moved which alias, when, from, to and why", _nothing_more),
+    ):
+        parser = actions.add_parser(action, help=summary, description=summary)
+        name_count = "?" if action == "list" else None
+        parser.add_argument("name", nargs=name_count, metavar="NAME", help="registered model, such as digits")
+        add(parser)
+        _add_store_arguments(parser)
+        _add_json(parser)
+        parser.set_defaults(run=commands.registry, action=action)
+
+
+def _add_lineage(subparsers: Any) -> None:
+    command = subparsers.add_parser(
+        "lineage",
+        help="where a model came from, back to the commit and the data",
+        description="Print the chain from a served version back to the git commit and the data digest.",
+    )
+    command.add_argument(
+        "subject",
+        metavar="SUBJECT",
+        help="models:/NAME@ALIAS, models:/NAME/VERSION, a pushed directory, a bundle, a checkpoint, an ONNX file, "
+        "a git commit or a data set digest",
+    )
+    command.add_argument("--at", metavar="TIME", help="as of this UTC time, such as 2026-11-01T12:00")
+    command.add_argument("--verify", action="store_true", help="recompute every hash that can be reached")
+    _add_store_arguments(command)
+    _add_json(command)
+    command.set_defaults(run=commands.lineage)
+
+
+def _add_doctor(subparsers: Any) -> None:
+    command = subparsers.add_parser(
+        "doctor", help="what this machine has, what is wrong and how to mend it", description=doctor_description()
+    )
+    _add_store_arguments(command)
+    _add_json(command)
+    command.set_defaults(run=commands.doctor)
+
+
+def doctor_description() -> str:
+    """Returns what `isthmus doctor --help` says."""
+    return "Print Python, glibc, compiler, library versions, GPU, disk and tracking server, a line each."
+
+
+def _add_recipe_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--config", type=Path, default=_DEFAULT_RECIPE, metavar="RECIPE", help="default: %(default)s")
+    command.add_argument("--model", metavar="NAME", help="timm model (model.name)")
+    command.add_argument("--data", metavar="SOURCE|DIR", help="digits, fashion_mnist or a folder of images")
+    command.add_argument("--name", metavar="NAME", help="registered name (name)")
+    command.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="any key of the recipe; may be repeated"
+    )
+    _add_store_arguments(command)
+    _add_json(command)
+
+
+def _add_store_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--home", type=Path, default=_DEFAULT_HOME, metavar="DIR", help="default: %(default)s")
+    command.add_argument(
+        "--tracking-uri", metavar="URI", help="MLflow tracking server; default: an SQLite file in the home folder"
+    )
+
+
+def _add_json(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--json", action="store_true", help="print the result as one JSON value")
+
+
+def _nothing_more(parser: argparse.ArgumentParser) -> None:
+    del parser
+
+
+def _add_version(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("version", metavar="VERSION", help="a number or @ALIAS")
+
+
+def _add_two_versions(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("version", metavar="VERSION", help="a number or @ALIAS")
+    parser.add_argument("other", metavar="OTHER", help="a number or @ALIAS")
+
+
+def _add_reason(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--why", default="", metavar="TEXT", help="the reason, kept in the history")
+    parser.add_argument("--approve-by", metavar="NAME", help="who approved it, where the recipe asks for approval")
+
+
+def _add_promotion(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("version", nargs="?", default="@challenger", metavar="VERSION", help="default: %(default)s")
+    _add_reason(parser)
