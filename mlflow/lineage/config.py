@@ -1,0 +1,37 @@
+"""The `registry:` section of a recipe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+
+@dataclass(kw_only=True)
+class RegistryConfig:
+    """Who may promote what, and what is kept."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+
+    approval_required: bool = False
+    """True: `isthmus registry promote` wants `--approve-by NAME`, and the name goes into the history."""
+
+    keep_champions: int = 3
+    """`isthmus registry gc` keeps everything that the last N champions need, besides every alias."""
+
+    allow_dirty: bool = True
+    """False: a version trained or exported from a work tree with uncommitted changes is not promoted."""
+
+    max_metric_drop: float | None = None
+    """Refuse to promote when `compare_metric` on the same data is lower than the present champion's by more than
+    this (0.005 = half a point). None: the comparison is shown and recorded, and decides nothing."""
+
+    compare_metric: str = "accuracy"
+    """The evaluation metric that `max_metric_drop` looks at, as the pipeline registered it. Higher is better."""
+
+    def __post_init__(self) -> None:
+        if self.keep_champions < 1:
+            raise ValueError(f"registry.keep_champions is {self.keep_champions}; give 1 or more")
+        if self.max_metric_drop is not None and self.max_metric_drop < 0:
+            raise ValueError(
+                f"registry.max_metric_drop is {self.max_metric_drop}; give 0 or more, or leave it out"
+            )
