@@ -53,7 +53,9 @@ def export(arguments: argparse.Namespace) -> int:
     from isthmus.export.run import export as run
 
     recipe = _recipe(arguments)
-    checkpoint = arguments.checkpoint or _latest(arguments.home / "checkpoints" / recipe.name, "isthmus train")
+    checkpoint = arguments.checkpoint or _latest(
+        arguments.home / "checkpoints" / recipe.name, "isthmus train"
+    )
     with routed("export", arguments.home) as log:
         bundle = run(
             name=recipe.name,

@@ -1,8 +1,8 @@
 """What a person sees, and the log file that holds the rest.
 
-A command shows about twenty lines a stage; TensorFlow, TFX and Beam write thousands, some of them from C++ straight
-to the file descriptors. `routed` sends the lines of the loggers below `isthmus` to the terminal, and all else to a
-file whose path it prints.
+A command shows about twenty lines a stage; TensorFlow, TFX and Beam write thousands, some of them from C++
+straight to the file descriptors. `routed` sends the lines of the loggers below `isthmus` to the terminal, and
+all else to a file whose path the command prints.
 """
 
 from __future__ import annotations

@@ -85,7 +85,9 @@ def _glibc() -> Finding:
     if not glibc.is_needed():
         return Finding(what="glibc", found=version)
     if glibc.loads(Path(sysconfig.get_path("platlib"))):
-        return Finding(what="glibc", found=f"{version}, with the compatibility symbols for ml-metadata and TFDV")
+        return Finding(
+            what="glibc", found=f"{version}, with the compatibility symbols for ml-metadata and TFDV"
+        )
     return Finding(
         what="glibc",
         found=version,
@@ -100,7 +102,9 @@ def _compiler() -> Finding:
         return Finding(
             what="C++ compiler", found="none", problem="pyfarmhash is built from source", remedy="install g++"
         )
-    first = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout.splitlines()
+    first = subprocess.run(
+        [path, "--version"], capture_output=True, text=True, check=False
+    ).stdout.splitlines()
     return Finding(what="C++ compiler", found=first[0] if first else path)
 
 

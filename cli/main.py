@@ -8,8 +8,8 @@
     isthmus lineage models:/digits@champion
     isthmus doctor
 
-This is the one place that turns an error into an exit code: an exception with an attribute `exit_code` was foreseen
-by the part that raised it and becomes one line; anything else is a bug and keeps its traceback.
+This is the one place that turns an error into an exit code: an exception with an attribute `exit_code` was
+foreseen by the part that raised it and becomes one line; anything else is a bug and keeps its traceback.
 """
 
 from __future__ import annotations

@@ -48,10 +48,12 @@ def _add_export(subparsers: Any) -> None:
     command = subparsers.add_parser(
         "export",
         help="turn a checkpoint into a verified SavedModel bundle",
-        description="Carry a checkpoint over ONNX into a TensorFlow SavedModel and prove that it is the same model.",
+        description="Carry a checkpoint over ONNX into a SavedModel and prove that it is the same model.",
     )
     _add_recipe_arguments(command)
-    command.add_argument("--checkpoint", type=Path, metavar="DIR", help="default: the recipe's latest checkpoint")
+    command.add_argument(
+        "--checkpoint", type=Path, metavar="DIR", help="default: the recipe's latest checkpoint"
+    )
     command.add_argument("--force", action="store_true", help="export again although nothing changed")
     command.set_defaults(run=commands.export)
 
@@ -60,7 +62,7 @@ def _add_pipeline(subparsers: Any) -> None:
     command = subparsers.add_parser(
         "pipeline",
         help="validate a bundle with TFX, push and register it",
-        description="Run the TFX pipeline: validate the data and the bundle, push the SavedModel, register it.",
+        description="Run the TFX pipeline: validate data and bundle, push the SavedModel, register it.",
     )
     _add_recipe_arguments(command)
     command.add_argument("--bundle", type=Path, metavar="DIR", help="default: the recipe's latest bundle")
@@ -80,7 +82,9 @@ def _add_serve(subparsers: Any) -> None:
 
 
 def _add_registry(subparsers: Any) -> None:
-    command = subparsers.add_parser("registry", help="list, compare, promote and roll back registered versions")
+    command = subparsers.add_parser(
+        "registry", help="list, compare, promote and roll back registered versions"
+    )
     actions = command.add_subparsers(metavar="ACTION", required=True)
     for action, summary, add in (
         ("list", "the versions of every registered model, or of one", _nothing_more),
@@ -108,8 +112,8 @@ def _add_lineage(subparsers: Any) -> None:
     command.add_argument(
         "subject",
         metavar="SUBJECT",
-        help="models:/NAME@ALIAS, models:/NAME/VERSION, a pushed directory, a bundle, a checkpoint, an ONNX file, "
-        "a git commit or a data set digest",
+        help="models:/NAME@ALIAS, models:/NAME/VERSION, a pushed directory, a bundle, a checkpoint, "
+        "an ONNX file, a git commit or a data set digest",
     )
     command.add_argument("--at", metavar="TIME", help="as of this UTC time, such as 2026-11-01T12:00")
     command.add_argument("--verify", action="store_true", help="recompute every hash that can be reached")
@@ -120,7 +124,9 @@ def _add_lineage(subparsers: Any) -> None:
 
 def _add_doctor(subparsers: Any) -> None:
     command = subparsers.add_parser(
-        "doctor", help="what this machine has, what is wrong and how to mend it", description=doctor_description()
+        "doctor",
+        help="what this machine has, what is wrong and how to mend it",
+        description=doctor_description(),
     )
     _add_store_arguments(command)
     _add_json(command)
@@ -133,21 +139,31 @@ def doctor_description() -> str:
 
 
 def _add_recipe_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--config", type=Path, default=_DEFAULT_RECIPE, metavar="RECIPE", help="default: %(default)s")
+    command.add_argument(
+        "--config", type=Path, default=_DEFAULT_RECIPE, metavar="RECIPE", help="default: %(default)s"
+    )
     command.add_argument("--model", metavar="NAME", help="timm model (model.name)")
     command.add_argument("--data", metavar="SOURCE|DIR", help="digits, fashion_mnist or a folder of images")
     command.add_argument("--name", metavar="NAME", help="registered name (name)")
     command.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="any key of the recipe; may be repeated"
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="any key of the recipe; may be repeated",
     )
     _add_store_arguments(command)
     _add_json(command)
 
 
 def _add_store_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--home", type=Path, default=_DEFAULT_HOME, metavar="DIR", help="default: %(default)s")
     command.add_argument(
-        "--tracking-uri", metavar="URI", help="MLflow tracking server; default: an SQLite file in the home folder"
+        "--home", type=Path, default=_DEFAULT_HOME, metavar="DIR", help="default: %(default)s"
+    )
+    command.add_argument(
+        "--tracking-uri",
+        metavar="URI",
+        help="MLflow tracking server; default: an SQLite file in the home folder",
     )
 
 
@@ -170,9 +186,13 @@ def _add_two_versions(parser: argparse.ArgumentParser) -> None:
 
 def _add_reason(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--why", default="", metavar="TEXT", help="the reason, kept in the history")
-    parser.add_argument("--approve-by", metavar="NAME", help="who approved it, where the recipe asks for approval")
+    parser.add_argument(
+        "--approve-by", metavar="NAME", help="who approved it, where the recipe asks for approval"
+    )
 
 
 def _add_promotion(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("version", nargs="?", default="@challenger", metavar="VERSION", help="default: %(default)s")
+    parser.add_argument(
+        "version", nargs="?", default="@challenger", metavar="VERSION", help="default: %(default)s"
+    )
     _add_reason(parser)

@@ -13,7 +13,7 @@ import difflib
 import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pydantic
 import yaml
@@ -30,10 +30,10 @@ from isthmus.training.config import DataConfig, ModelConfig, TrainConfig
 class Recipe:
     """Everything one experiment needs, from images to the registered model."""
 
-    __pydantic_config__ = {"extra": "forbid"}
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     name: str
-    """Name of the registered model, of the MLflow experiment and of the served model: letters, digits, - and _."""
+    """Name of the registered model, the MLflow experiment and the served model: letters, digits, - and _."""
     description: str = ""
     """What the recipe reaches and how long it takes, in a sentence."""
     data: DataConfig
