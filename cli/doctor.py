@@ -14,6 +14,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from packaging.requirements import Requirement
+
 from isthmus.tfx_pipeline import glibc
 
 _GIB = 2**30
@@ -109,10 +111,27 @@ def _compiler() -> Finding:
 
 
 def _library(name: str) -> Finding:
+    """Holds an installed library to what isthmus asks for; one that is absent may belong to another image."""
+    wanted = [
+        requirement
+        for requirement in map(Requirement, metadata.requires("isthmus") or ())
+        if requirement.name == name
+    ]
     try:
-        return Finding(what=name, found=metadata.version(name))
+        version = metadata.version(name)
     except metadata.PackageNotFoundError:
-        return Finding(what=name, found="none", problem="not installed", remedy="run `make env`")
+        extras = sorted({str(r.marker).split('"')[1] for r in wanted if r.marker})
+        brings = f"; isthmus[{extras[0]}] brings it" if extras else ""
+        return Finding(what=name, found=f"not installed{brings}")
+    for requirement in wanted:
+        if not requirement.specifier.contains(version, prereleases=True):
+            return Finding(
+                what=name,
+                found=version,
+                problem=f"isthmus needs {requirement.specifier}",
+                remedy="run `make env` (in the project) or reinstall isthmus",
+            )
+    return Finding(what=name, found=version)
 
 
 def _gpu() -> Finding:
