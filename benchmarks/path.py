@@ -95,7 +95,7 @@ def table(
             "",
             f"Test accuracy, {len(accuracies)} seeds: {', '.join(f'{a:.2%}' for a in accuracies)}; "
             f"median {statistics.median(accuracies):.2%}. The pushed SavedModel, from the files' bytes, "
-            f"gives torch's class on {'; '.join(agreements)} images. `isthmus --help`: {help_s:.2f} s of CPU.",
+            f"gives torch's class on {'; '.join(agreements)} images. `isthmus --help`: {help_s:.2f} s CPU.",
         ]
     )
 

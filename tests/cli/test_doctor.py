@@ -53,7 +53,7 @@ def test_a_tracking_server_that_does_not(tmp_path: Path, capsys: pytest.CaptureF
 
 
 def test_a_library_of_another_version_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metadata, "version", lambda name: "1.0")
+    monkeypatch.setattr(metadata, "version", lambda _: "1.0")
     line = doctor._library("timm").line()
     assert line.startswith("wrong")
     assert "isthmus needs ==1.0.31" in line
