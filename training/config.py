@@ -1,0 +1,208 @@
+"""What a recipe may say about data, model and training. Standard library only: argument parsing imports
+this."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+FORBID_UNKNOWN_KEYS = {"extra": "forbid"}
+
+
+@dataclass(kw_only=True)
+class DataConfig:
+    """Where the images come from and how they are split."""
+
+    __pydantic_config__ = FORBID_UNKNOWN_KEYS
+
+    source: Literal["digits", "fashion_mnist", "imagefolder"] = "imagefolder"
+    """`digits`: the 1,797 real handwritten digits inside scikit-learn. `fashion_mnist`: 70,000 images from
+    the Debian package dataset-fashion-mnist or torchvision's download. `imagefolder`: your own folder, see
+    `root`."""
+
+    root: Path | None = None
+    """Only for `imagefolder`. Either `root/<class>/image.png`, which is split here, or
+    `root/train/<class>/...` with `root/val` and `root/test` beside it; of these two, one that is missing is
+    carved out of train."""
+
+    name: str | None = None
+    """Folder under `<home>/data`. Default: the source, or for `imagefolder` the name of the root folder."""
+
+    val_fraction: float = 0.1
+    """Share of the images (of train, where it has to be carved) that becomes the validation split."""
+
+    test_fraction: float = 0.2
+    """The same for the test split. `fashion_mnist` has an official test split of 10,000, which is kept."""
+
+    split_seed: int = 0
+    """Seed of the split. An `imagefolder` is split by a hash of seed and content, so that adding an image
+    never moves another one, and two copies of one image never land in two splits."""
+
+    on_corrupt: Literal["fail", "quarantine"] = "fail"
+    """An image that PIL cannot decode stops the preparation (`fail`), or is left out and listed in
+    dataset.json."""
+
+    max_per_class: int | None = None
+    """Keep at most this many images of each class in each split: for a quick trial, not for a result."""
+
+
+@dataclass(kw_only=True)
+class ModelConfig:
+    """A timm model and how images reach it. What is not given comes from timm's own configuration of the
+    model."""
+
+    __pydantic_config__ = FORBID_UNKNOWN_KEYS
+
+    name: str
+    """Any name that timm.list_models() knows; `name.tag` picks one set of pretrained weights."""
+
+    pretrained: bool = False
+    """Start from timm's weights (downloaded from the Hugging Face hub) instead of from scratch."""
+
+    args: dict[str, Any] = field(default_factory=dict)
+    """Handed to timm.create_model as they are, e.g. {drop_path_rate: 0.1}. num_classes comes from the
+    data."""
+
+    input_size: tuple[int, int, int] | None = None
+    """(channels, height, width). Channels are 3: images are always opened as RGB."""
+
+    mean: tuple[float, float, float] | None = None
+    """Per channel, of pixels scaled to 0..1."""
+
+    std: tuple[float, float, float] | None = None
+    """Per channel, of pixels scaled to 0..1."""
+
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] | None = None
+    """Of the evaluation transform's resize."""
+
+    crop_pct: float | None = None
+    """Evaluation resizes to input_size / crop_pct, then takes the centre; 1.0 keeps the whole image."""
+
+    crop_mode: Literal["center", "squash", "border"] | None = None
+    """timm's: keep the aspect ratio and cut, squash, or pad."""
+
+
+@dataclass(kw_only=True)
+class AugmentConfig:
+    """timm's training transform; the names are timm's own (timm.data.create_transform, timm.data.Mixup)."""
+
+    __pydantic_config__ = FORBID_UNKNOWN_KEYS
+
+    enabled: bool = True
+    """False: resize and centre crop only, whatever stands below."""
+
+    crop_mode: Literal["rrc", "rkrc", "rkrr"] = "rrc"
+    """rrc: random resized crop; rkrc, rkrr: keep the ratio, then centre or random crop, reflecting at the
+    border."""
+
+    scale: tuple[float, float] = (0.35, 1.0)
+    """Range of the crop's area as a share of the image."""
+
+    ratio: tuple[float, float] = (0.75, 1.3333)
+    """Range of the crop's aspect ratio."""
+
+    hflip: float = 0.5
+    """Probability of a horizontal flip. 0 where left and right matter, as in digits."""
+
+    vflip: float = 0.0
+    """Probability of a vertical flip."""
+
+    color_jitter: float = 0.0
+    """Strength of brightness, contrast and saturation jitter; timm ignores it under auto_augment."""
+
+    auto_augment: str | None = None
+    """timm's policy string, e.g. rand-m9-mstd0.5-inc1."""
+
+    random_erasing: float = 0.0
+    """Probability of erasing a rectangle."""
+
+    interpolation: Literal["random", "bilinear", "bicubic"] = "random"
+    """Of the training transform's resize."""
+
+    mixup: float = 0.0
+    """Alpha of Mixup; 0 is off."""
+
+    cutmix: float = 0.0
+    """Alpha of CutMix; 0 is off."""
+
+    mix_prob: float = 1.0
+    """Probability that a batch is mixed at all, where mixup or cutmix is on."""
+
+
+@dataclass(kw_only=True)
+class TrainConfig:
+    """One training run: the optimizer, its schedule, and what is kept."""
+
+    __pydantic_config__ = FORBID_UNKNOWN_KEYS
+
+    epochs: int = 30
+    """Passes over the training split, warm-up included."""
+
+    batch_size: int = 64
+    """Images a step; no more than the training split holds."""
+
+    eval_batch_size: int = 256
+    """Images a step in validation and test."""
+
+    optimizer: str = "adamw"
+    """Any name that timm.optim.list_optimizers() knows."""
+
+    optimizer_args: dict[str, Any] = field(default_factory=dict)
+    """More arguments of timm's create_optimizer_v2, e.g. {momentum: 0.9, betas: [0.9, 0.95]}."""
+
+    lr: float = 1e-3
+    """Peak learning rate, after warm-up."""
+
+    weight_decay: float = 0.05
+    """timm leaves biases and normalisation out of it."""
+
+    scheduler: str = "cosine"
+    """timm's: cosine, tanh, step, multistep, poly, wsd, rsqrt, constant or none; stepped once an update."""
+
+    scheduler_args: dict[str, Any] = field(default_factory=dict)
+    """More arguments of timm's create_scheduler_v2."""
+
+    warmup_epochs: int = 1
+    """Epochs of linear warm-up, from warmup_lr."""
+
+    warmup_lr: float = 1e-5
+    """Where warm-up starts."""
+
+    min_lr: float = 1e-6
+    """Where the schedule ends."""
+
+    smoothing: float = 0.0
+    """Label smoothing of the training loss."""
+
+    clip_grad: float | None = None
+    """Largest norm of the gradient; none is no clipping."""
+
+    ema_decay: float | None = None
+    """Keep an exponential moving average of the weights with this decay (timm's ModelEmaV3, warmed up).
+    Both are validated; the checkpoint holds whichever is better and says which."""
+
+    keep: Literal["best", "last"] = "best"
+    """Weights of the epoch with the best validation accuracy (ties: the lower loss), or of the last
+    epoch."""
+
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """The training transform."""
+
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 trains under autocast. The final test is in fp32 either way."""
+
+    channels_last: bool = False
+    """torch's NHWC memory format: faster for most convolutional nets on GPUs, and on CPUs with wide
+    vectors."""
+
+    device: str = "auto"
+    """auto takes CUDA if it is there; or cpu, cuda, cuda:1."""
+
+    workers: int = 1
+    """Processes that decode and augment; 0 does it in the training process."""
+
+    threads: int | None = None
+    """torch's CPU threads; none leaves torch's own choice (the number of cores)."""
+
+    seed: int = 0
+    """Of weights, order and augmentation. On one CPU the same seed gives the same weights, interrupted or
+    not."""

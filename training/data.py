@@ -1,0 +1,267 @@
+"""Images on disk, ready for every later stage: `<home>/data/<name>/{train,val,test}/<class>/*` and
+dataset.json.
+
+`prepare` is idempotent: it looks whether what is there is what the recipe asks for, and otherwise builds it
+beside and renames it into place. dataset.json is written last, so a folder without it is unfinished and is
+redone. Neither torch nor timm is imported here."""
+
+import hashlib
+import json
+import logging
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from isthmus.lineage.files import publish_directory, staging_directory, tree_digest, write_json
+from isthmus.training import imagefolder, sources
+from isthmus.training.config import DataConfig
+from isthmus.training.disk import no_space_is_one_line, replace_lock
+from isthmus.training.errors import TrainingError
+from isthmus.training.images import image_files
+
+log = logging.getLogger(__name__)
+
+SCHEMA_VERSION = 1
+DATASET_JSON = "dataset.json"
+SPLITS = imagefolder.SPLITS
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedData:
+    """A complete data set on disk."""
+
+    root: Path
+    """Absolute; holds train/, val/, test/ and dataset.json."""
+
+    name: str
+    source: str
+    classes: tuple[str, ...]
+    """Sorted; a label is an index into it."""
+
+    splits: dict[str, int]
+    """Images in each split."""
+
+    digest: str
+    """isthmus.lineage.files.tree_digest over the three split folders."""
+
+    num_quarantined: int = 0
+    reused: bool = False
+    """True when it was there already."""
+
+    def images(self, split: str) -> list[tuple[Path, int]]:
+        """(file, label) of every image of a split, sorted by path."""
+        return [
+            (path, label)
+            for label, name in enumerate(self.classes)
+            for path in image_files(self.root / split / name)
+        ]
+
+
+def prepare(data: DataConfig, *, home: Path) -> PreparedData:
+    """Have the data set on disk under `home/data`, and say what it is. Does nothing when it is there
+    already.
+
+    Raises TrainingError in one line for a root that is missing, empty or malformed, a class without images,
+    images that do not decode, a split without some class, data that cannot be found or downloaded, and a
+    full disk."""
+    _check_fractions(data)
+    name = dataset_name(data)
+    parent = Path(home).absolute() / "data"
+    target = parent / name
+    folder = imagefolder.list_folder(data.root) if data.source == "imagefolder" else None
+    request = _request(data, folder)
+    with no_space_is_one_line(parent), replace_lock(parent, name):
+        present = _read(target)
+        if present is not None and present["request"] == request and present["listing"] == _listing(target):
+            log.info("data %s: up to date, %s", name, _counts(present))
+            return _prepared(target, present, reused=True)
+        if target.exists():
+            reason = (
+                "unfinished or changed on disk"
+                if present is None or present["request"] == request
+                else "changed"
+            )
+            log.info("data %s: %s, preparing it again", name, reason)
+        for leftover in parent.glob(f".{name}.old-*"):
+            shutil.rmtree(leftover)
+        with _staging(parent, name) as staging:
+            if folder is not None:
+                plan = imagefolder.plan(folder, data)
+                classes, quarantined = plan.classes, plan.quarantined
+                _write_files(staging, plan, root=folder.root)
+            else:
+                arrays = _arrays(data, parent)
+                classes, quarantined = arrays.classes, []
+                _write_arrays(staging, arrays, max_per_class=data.max_per_class)
+            record = {
+                "schema_version": SCHEMA_VERSION,
+                "name": name,
+                "source": data.source,
+                "classes": list(classes),
+                "splits": {split: {"num_images": len(image_files(staging / split))} for split in SPLITS},
+                "digest": tree_digest(staging),
+                "request": request,
+                "listing": _listing(staging),
+                "quarantined": quarantined,
+            }
+            _publish(staging, target, record)
+    if quarantined:
+        log.warning("data %s: left out %d images that do not decode (listed in %s)", name, len(quarantined),
+                    target / DATASET_JSON)  # fmt: skip
+    log.info("data %s: prepared %s in %s", name, _counts(record), target)
+    return _prepared(target, record, reused=False)
+
+
+def load(root: Path) -> PreparedData:
+    """The prepared data set in a folder, as it was left; raises TrainingError when it is unfinished."""
+    record = _read(Path(root))
+    if record is None:
+        raise TrainingError(f"{root} is not a complete data set (no {DATASET_JSON}); run isthmus train again")
+    return _prepared(Path(root).absolute(), record, reused=True)
+
+
+def dataset_name(data: DataConfig) -> str:
+    """The folder under `<home>/data`: the name given, or one made from the source or the root's own
+    name."""
+    name = data.name
+    if name is None:
+        name = data.root.expanduser().absolute().name if data.root is not None else data.source
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-") or data.source
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name):
+        raise TrainingError(
+            f"data.name {name!r} is not a folder name; allowed are letters, digits, . _ and -"
+        )
+    return name
+
+
+def _check_fractions(data: DataConfig) -> None:
+    if not (data.val_fraction > 0 and data.test_fraction > 0 and data.val_fraction + data.test_fraction < 1):
+        raise TrainingError(
+            f"data.val_fraction {data.val_fraction} and data.test_fraction {data.test_fraction} "
+            f"must be above 0 and together below 1"
+        )
+    if data.max_per_class is not None and data.max_per_class < 1:
+        raise TrainingError(f"data.max_per_class {data.max_per_class} must be at least 1")
+    if data.source != "imagefolder" and data.root is not None:
+        raise TrainingError(f"data.root {data.root} is for imagefolder only, not for {data.source}")
+
+
+def _request(data: DataConfig, folder: imagefolder.Folder | None) -> dict[str, Any]:
+    """What the recipe asks for, as it is compared with what lies on disk."""
+    return {
+        "source": data.source,
+        "root": str(folder.root) if folder else None,
+        "stamp": folder.stamp() if folder else None,
+        "val_fraction": data.val_fraction,
+        "test_fraction": data.test_fraction,
+        "split_seed": data.split_seed,
+        "on_corrupt": data.on_corrupt,
+        "max_per_class": data.max_per_class,
+    }
+
+
+def _arrays(data: DataConfig, parent: Path) -> sources.Arrays:
+    if data.source == "digits":
+        return sources.digits(data)
+    return sources.fashion_mnist(data, download_to=parent / ".downloads")
+
+
+def _write_arrays(staging: Path, arrays: sources.Arrays, *, max_per_class: int | None) -> None:
+    """One grey PNG an image, named after its number in the original data set."""
+    from PIL import Image
+    from tqdm import tqdm
+
+    counts: dict[tuple[str, str], int] = {}
+    for split, indices in arrays.splits.items():
+        for index in tqdm(indices, desc=f"writing {split}", unit="img", file=sys.stderr, disable=None):
+            name = arrays.classes[arrays.labels[index]]
+            counts[split, name] = counts.get((split, name), 0) + 1
+            if max_per_class is not None and counts[split, name] > max_per_class:
+                continue
+            folder = staging / split / name
+            if counts[split, name] == 1:
+                folder.mkdir(parents=True)
+            Image.fromarray(arrays.images[index]).save(folder / f"{index:05d}.png", compress_level=1)
+
+
+def _write_files(staging: Path, plan: imagefolder.Plan, *, root: Path) -> None:
+    """Link each file under its class; folders below the class become part of the name."""
+    for split, by_class in plan.files.items():
+        for name, paths in by_class.items():
+            folder = staging / split / name
+            folder.mkdir(parents=True)
+            for path in paths:
+                inside = path.relative_to(root).parts
+                flat = "__".join(inside[inside.index(name) + 1 :])
+                if (folder / flat).is_symlink() or (folder / flat).exists():
+                    flat = (
+                        f"{Path(flat).stem}-{hashlib.sha256(str(path).encode()).hexdigest()[:8]}{path.suffix}"
+                    )
+                imagefolder.link(path, folder / flat)
+
+
+def _publish(staging: Path, target: Path, record: dict[str, Any]) -> None:
+    """dataset.json last, then the rename; an older version is moved away first."""
+    write_json(staging / DATASET_JSON, record)
+    old = target.parent / f".{target.name}.old-{record['digest'][:8]}"
+    if target.exists():
+        target.rename(old)
+    publish_directory(staging, target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _listing(root: Path) -> str:
+    """Changes when a file in the split folders comes, goes or gets another size."""
+    lines = [
+        f"{path.relative_to(root)}\0{path.stat().st_size}\n"
+        for split in SPLITS
+        if (root / split).is_dir()
+        for path in (root / split).rglob("*")
+        if path.is_file()
+    ]
+    return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
+
+
+def _read(root: Path) -> dict[str, Any] | None:
+    """dataset.json of a complete data set; None when there is none, or one of another schema."""
+    try:
+        record = json.loads((root / DATASET_JSON).read_text())
+    except (OSError, ValueError):
+        return None
+    if not isinstance(record, dict) or record.get("schema_version") != SCHEMA_VERSION:
+        return None
+    return record
+
+
+def _prepared(root: Path, record: dict[str, Any], *, reused: bool) -> PreparedData:
+    return PreparedData(
+        root=root,
+        name=record["name"],
+        source=record["source"],
+        classes=tuple(record["classes"]),
+        splits={split: record["splits"][split]["num_images"] for split in SPLITS},
+        digest=record["digest"],
+        num_quarantined=len(record["quarantined"]),
+        reused=reused,
+    )
+
+
+def _counts(record: dict[str, Any]) -> str:
+    counts = ", ".join(f"{record['splits'][split]['num_images']} {split}" for split in SPLITS)
+    return f"{counts} images of {len(record['classes'])} classes, digest {record['digest'][:12]}"
+
+
+@contextmanager
+def _staging(parent: Path, name: str) -> Iterator[Path]:
+    """A fresh folder beside the target; what a killed preparation of the same name left is removed
+    first."""
+    for leftover in parent.glob(f".{name}.new/.staging-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    with staging_directory(parent / f".{name}.new") as staging:
+        yield staging
+    shutil.rmtree(parent / f".{name}.new", ignore_errors=True)
