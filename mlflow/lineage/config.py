@@ -22,11 +22,11 @@ class RegistryConfig:
     """False: a version trained or exported from a work tree with uncommitted changes is not promoted."""
 
     max_metric_drop: float | None = None
-    """Refuse to promote when `compare_metric` on the same data is lower than the present champion's by more than
-    this (0.005 = half a point). None: the comparison is shown and recorded, and decides nothing."""
+    """Refuse to promote when `compare_metric` on the same data is lower than the present champion's by more
+    than this (0.005 = half a point). None: the comparison is shown and recorded, and decides nothing."""
 
     compare_metric: str = "accuracy"
-    """The evaluation metric that `max_metric_drop` looks at, as the pipeline registered it. Higher is better."""
+    """The evaluation metric that `max_metric_drop` looks at, by its registered name; higher is better."""
 
     def __post_init__(self) -> None:
         if self.keep_champions < 1:

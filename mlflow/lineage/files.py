@@ -34,8 +34,8 @@ def sha256_text(text: str) -> str:
 def walk_files(root: str | os.PathLike[str], *, exclude: Collection[str] = ()) -> Iterator[tuple[str, Path]]:
     """(relative POSIX path, path) of every file under `root`, sorted by the relative path.
 
-    Links are followed where they point at a file and refused where they point at a folder (a loop, or files that
-    a copy would not have). Raises FileNotFoundError when `root` is not a folder.
+    Links are followed where they point at a file and refused where they point at a folder (a loop, or files
+    that a copy would not have). Raises FileNotFoundError when `root` is not a folder.
     """
     root = Path(root)
     if not root.is_dir():
@@ -75,7 +75,8 @@ def table_digest(table: dict[str, FileEntry]) -> str:
 def tree_digest(root: str | os.PathLike[str], *, exclude: Collection[str] = ()) -> str:
     """One SHA-256 for a folder: over the sorted lines `relative/path NUL sha256-of-content LF`.
 
-    Names and contents count; times, owners, modes and empty folders do not. `exclude` holds relative POSIX paths.
+    Names and contents count; times, owners, modes and empty folders do not. `exclude` holds relative POSIX
+    paths.
     """
     whole = hashlib.sha256()
     for relative, path in walk_files(root, exclude=exclude):
@@ -84,7 +85,7 @@ def tree_digest(root: str | os.PathLike[str], *, exclude: Collection[str] = ()) 
 
 
 def canonical_json(value: Any) -> str:
-    """One line, keys sorted, no blanks; equal values give equal bytes. Raises ValueError on NaN and infinity."""
+    """One line, keys sorted, no blanks: equal values, equal bytes. ValueError on NaN and infinity."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
@@ -118,9 +119,10 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
 
 def publish_directory(staging: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
-    """Move a finished folder to its final name: everything in it is on the disk first, then one atomic rename.
+    """Move a finished folder to its final name: first everything in it to the disk, then one rename.
 
-    `target` must not exist (FileExistsError) and must be on `staging`'s file system (OSError EXDEV otherwise).
+    `target` must not exist (FileExistsError) and must be on `staging`'s file system (OSError EXDEV
+    otherwise).
     """
     staging, target = Path(staging), Path(target)
     if os.path.lexists(target):

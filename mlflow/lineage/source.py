@@ -27,8 +27,8 @@ class GitState(TypedDict):
 def git_state(folder: str | os.PathLike[str] = ".") -> GitState:
     """Commit, whether tracked files differ from it, and where `origin` is, of the repository around `folder`.
 
-    Credentials in the remote's URL are left out. Without git, outside a repository or before the first commit the
-    values that cannot be known are None; nothing is raised.
+    Credentials in the remote's URL are left out. Without git, outside a repository or before the first commit
+    the values that cannot be known are None; nothing is raised.
     """
     commit = _git(folder, "rev-parse", "--verify", "HEAD")
     if commit is None:
@@ -73,8 +73,8 @@ def library_versions(names: Iterable[str]) -> dict[str, str]:
 def code_digest(package: str) -> str:
     """A digest over the .py files of a package and its sub-packages (`isthmus.training`), by relative path.
 
-    The package is looked up, not run. Raises ModuleNotFoundError when it is not there. Its parents, if any, are
-    imported by Python's own lookup.
+    The package is looked up, not run. Raises ModuleNotFoundError when it is not there. Its parents, if any,
+    are imported by Python's own lookup.
     """
     spec = importlib.util.find_spec(package)
     if spec is None:
@@ -83,8 +83,10 @@ def code_digest(package: str) -> str:
         if spec.origin is None:
             raise ModuleNotFoundError(f"{package!r} has no source files", name=package)
         return sha256_text(f"{Path(spec.origin).name}\0{sha256_file(spec.origin)}\n")
-    lines = []
-    for location in spec.submodule_search_locations:
-        for path in Path(location).rglob("*.py"):
-            lines.append(f"{path.relative_to(location).as_posix()}\0{sha256_file(path)}\n")
+    folders = [Path(location) for location in spec.submodule_search_locations]
+    lines = [
+        f"{path.relative_to(folder).as_posix()}\0{sha256_file(path)}\n"
+        for folder in folders
+        for path in folder.rglob("*.py")
+    ]
     return sha256_text("".join(sorted(lines)))

@@ -39,7 +39,7 @@ _NOT_IN_NAMES = re.compile(r"[^\w\-. :/]")
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetRef:
-    """How MLflow names a data set: `digest` is the first 36 characters of ours (its limit), `full` the whole."""
+    """How MLflow names a data set: `digest` is the first 36 characters (its limit) of `full`."""
 
     name: str
     digest: str
@@ -47,18 +47,19 @@ class DatasetRef:
 
 
 def quiet_mlflow() -> None:
-    """Import MLflow with its telemetry off and its notices quiet; call it before any `import mlflow` of yours.
+    """Import MLflow with its telemetry off and its notices quiet; call it before your own `import mlflow`.
 
-    MLflow 3 sends usage events over the network unless MLFLOW_DISABLE_TELEMETRY is set. isthmus sets it, unless
-    you have set it yourself (to false).
+    MLflow 3 sends usage events over the network unless MLFLOW_DISABLE_TELEMETRY is set. isthmus sets it,
+    unless you have set it yourself (to false).
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     # GitPython, which MLflow asks for the commit, complains at import where git is not installed.
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-    import mlflow  # noqa: F401
     from mlflow.telemetry import set_telemetry_client
+
+    import mlflow  # noqa: F401
 
     # Somebody may have imported MLflow before us: decide again.
     set_telemetry_client()
@@ -74,9 +75,9 @@ def default_tracking_uri(home: Path) -> str:
 def connect(home: Path, tracking_uri: str | None = None) -> mlflow.MlflowClient:
     """A client on the store, and MLflow's own tracking and registry URI set to it (for `mlflow.log_*`).
 
-    The store is `tracking_uri`, else the environment variable MLFLOW_TRACKING_URI (as everywhere in MLflow), else
-    `<home>/mlflow.db`. Touches the network only when the URI does. The first connection to a new SQLite file
-    creates its tables (2 s, once).
+    The store is `tracking_uri`, else the environment variable MLFLOW_TRACKING_URI (as everywhere in MLflow),
+    else `<home>/mlflow.db`. Touches the network only when the URI does. The first connection to a new SQLite
+    file creates its tables (2 s, once).
 
     Raises LineageError when the store cannot be opened, with what to do.
     """
@@ -101,7 +102,7 @@ def connect(home: Path, tracking_uri: str | None = None) -> mlflow.MlflowClient:
     except mlflow.MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise LineageError(_cannot_open(uri, error)) from error
-    except Exception as error:  # noqa: BLE001 - whatever the database driver or the connection says
+    except Exception as error:
         raise LineageError(_cannot_open(uri, error)) from error
     return client
 
@@ -128,7 +129,7 @@ def artifact_root(tracking_uri: str) -> Path | None:
 
 
 def experiment_id(client: mlflow.MlflowClient, name: str) -> str:
-    """The id of the experiment of that name, created when missing (also when two processes want it at once)."""
+    """The id of the experiment of that name, created when missing, by two processes at once if need be."""
     from mlflow.exceptions import MlflowException
 
     found = client.get_experiment_by_name(name)
@@ -160,9 +161,9 @@ def start_stage_run(
 ) -> Iterator[mlflow.ActiveRun]:
     """The run of one stage, active for `mlflow.*` calls inside; FAILED when the block raises.
 
-    Call `connect` first. `params` may be nested: keys are joined with dots. `tags` get the prefix `isthmus.` where
-    they have no dot. The git state of `source_folder` is recorded. Under `mlflow run` (MLproject) the run becomes a
-    child of the project's run.
+    Call `connect` first. `params` may be nested: keys are joined with dots. `tags` get the prefix `isthmus.`
+    where they have no dot. The git state of `source_folder` is recorded. Under `mlflow run` (MLproject) the
+    run becomes a child of the project's run.
     """
     import mlflow
 
@@ -184,7 +185,7 @@ def start_stage_run(
 
 
 def _project_run(client: mlflow.MlflowClient) -> str | None:
-    """`mlflow run` exports its run's id, and mlflow.start_run would write into that run; it is the parent instead."""
+    """The run of `mlflow run`, which it exports for start_run to write into; ours is a child of it."""
     from mlflow.exceptions import MlflowException
 
     run_id = os.environ.pop("MLFLOW_RUN_ID", None)
@@ -199,7 +200,7 @@ def _project_run(client: mlflow.MlflowClient) -> str | None:
 
 
 def prefixed(tags: Mapping[str, Any]) -> dict[str, str]:
-    """Tags as MLflow wants them: our prefix where the key has no dot, text values, nothing for None, true/false."""
+    """Tags as MLflow wants them: our prefix where the key has no dot, text or JSON, nothing for None."""
     clean = {}
     for key, value in tags.items():
         if value is None:
@@ -227,9 +228,10 @@ def mlflow_name(text: str) -> str:
 
 
 def log_params(run_id: str, params: Mapping[str, Any]) -> None:
-    """Record parameters of a run, nested ones joined with dots, long values cut at MLflow's 6,000 characters."""
-    import mlflow
+    """Record parameters of a run, nested keys joined with dots, values cut at MLflow's 6,000 characters."""
     from mlflow.entities import Param
+
+    import mlflow
 
     rows = [Param(mlflow_name(key), str(value)[:_MAX_PARAM_CHARS]) for key, value in flatten(params).items()]
     client = mlflow.MlflowClient()
@@ -246,8 +248,9 @@ def log_metrics(
     dataset: DatasetRef | None = None,
 ) -> None:
     """Record metrics of a run at one step (an epoch), linked to a LoggedModel and a data set when given."""
-    import mlflow
     from mlflow.entities import Metric
+
+    import mlflow
 
     now_ms = int(time.time() * 1000)
     rows = [
@@ -270,8 +273,9 @@ def log_metrics(
 
 def log_tags(run_id: str, tags: Mapping[str, Any]) -> None:
     """Set tags of a run (prefix as in `start_stage_run`)."""
-    import mlflow
     from mlflow.entities import RunTag
+
+    import mlflow
 
     mlflow.MlflowClient().log_batch(
         run_id, tags=[RunTag(key, value) for key, value in prefixed(tags).items()]
@@ -289,12 +293,13 @@ def log_dataset(
 ) -> DatasetRef:
     """Record a data set as an input of a run.
 
-    `digest` is the 64-character digest of dataset.json; MLflow keeps 36 characters of it in its own field, the
-    whole goes into the profile and into the run's tag `isthmus.dataset_digest`. `source` is where the images come
-    from (`dataset.json`'s source, or the folder); `profile` is free (split sizes).
+    `digest` is the 64-character digest of dataset.json; MLflow keeps 36 characters of it in its own field,
+    the whole goes into the profile and into the run's tag `isthmus.dataset_digest`. `source` is where the
+    images come from (`dataset.json`'s source, or the folder); `profile` is free (split sizes).
     """
-    import mlflow
     from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    import mlflow
 
     entry = Dataset(
         name=name,
@@ -312,8 +317,9 @@ def log_dataset(
 
 def link_models(run_id: str, *, inputs: Sequence[str] = (), outputs: Sequence[str] = ()) -> None:
     """Record LoggedModels (their ids) as inputs and outputs of a run."""
-    import mlflow
     from mlflow.entities import LoggedModelInput, LoggedModelOutput
+
+    import mlflow
 
     client = mlflow.MlflowClient()
     if inputs:
