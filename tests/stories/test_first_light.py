@@ -1,0 +1,190 @@
+"""From images to an answer: the commands of the README, one after the other, on the real digits."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+pytestmark = pytest.mark.slow
+
+#: Every Python of the story writes a line where it meets both frameworks in itself.
+WATCH_FRAMEWORKS = """
+import atexit, os, sys
+def report():
+    if {"torch", "tensorflow"} <= set(sys.modules):
+        with open(os.environ["BOTH_FRAMEWORKS"], "a") as file:
+            print(sys.argv, file=file)
+atexit.register(report)
+"""
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("story") / "store"
+
+
+@pytest.fixture(scope="module")
+def environment(store: Path) -> dict[str, str]:
+    watch = store.parent / "watch"
+    watch.mkdir()
+    (watch / "sitecustomize.py").write_text(WATCH_FRAMEWORKS)
+    kept = {
+        key: value for key, value in os.environ.items() if key not in {"MAKEFLAGS", "MAKELEVEL", "MFLAGS"}
+    }
+    return {**kept, "PYTHONPATH": str(watch), "BOTH_FRAMEWORKS": str(store.parent / "both")}
+
+
+def make(*arguments: str, environment: dict[str, str]) -> list[str]:
+    done = subprocess.run(
+        ["make", "--silent", *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=1500,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout.splitlines()
+
+
+@pytest.fixture(scope="module")
+def first_run(store: Path, environment: dict[str, str]) -> list[str]:
+    """The output of the one command, on an empty store."""
+    return make("train", "export", "pipeline", f"STORE={store}", environment=environment)
+
+
+@pytest.fixture(scope="module")
+def pushed(store: Path, first_run: list[str]) -> Path:
+    del first_run
+    (version,) = [folder for folder in (store / "serving/digits").iterdir() if folder.name.isdecimal()]
+    return version
+
+
+def test_one_command_ends_with_the_pushed_version_and_its_accuracy(
+    first_run: list[str], pushed: Path
+) -> None:
+    ending = "\n".join(first_run[-6:])
+    assert f"{pushed}" in ending
+    assert "accuracy" in ending
+    assert len(first_run) <= 3 * 30, "a person reads this"
+
+
+def test_no_process_held_both_frameworks(first_run: list[str], environment: dict[str, str]) -> None:
+    del first_run
+    assert not Path(environment["BOTH_FRAMEWORKS"]).exists()
+
+
+def test_the_served_model_says_what_torch_says_image_for_image(store: Path, pushed: Path) -> None:
+    split = store / "data/digits/test"
+    torch_says, tensorflow_says = (
+        json.loads(
+            subprocess.check_output(
+                [sys.executable, ROOT / "benchmarks" / program, model, split], timeout=300
+            )
+        )
+        for program, model in (
+            ("predict_torch.py", store / "checkpoints/digits/latest"),
+            ("predict_saved_model.py", pushed),
+        )
+    )
+    assert len(torch_says) == len(list(split.rglob("*.png"))) > 200
+    assert torch_says == tensorflow_says
+    right = sum(path.split("/")[0] == str(class_id) for path, class_id in torch_says.items())
+    assert right / len(torch_says) >= 0.97
+
+
+def test_a_second_run_does_no_work_and_says_so(
+    store: Path, pushed: Path, environment: dict[str, str]
+) -> None:
+    lines = make("train", "export", "pipeline", f"STORE={store}", environment=environment)
+    assert sum("up to date" in line for line in lines) >= 3, lines
+    assert [folder.name for folder in (store / "serving/digits").iterdir()] == [pushed.name]
+    assert len(list((store / "bundles/digits").iterdir())) == 2  # the bundle, and latest
+
+
+def test_lineage_goes_back_to_the_commit_and_the_data(store: Path, pushed: Path) -> None:
+    digest = json.loads((store / "data/digits/dataset.json").read_text())["digest"]
+    commit = subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=ROOT, text=True).strip()
+    for subject in ("models:/digits@champion", str(pushed)):
+        tree = subprocess.check_output(
+            [BIN / "isthmus", "lineage", subject, "--home", store], cwd=ROOT, text=True, timeout=120
+        )
+        assert digest[:12] in tree
+        assert commit[:7] in tree
+        assert pushed.name in tree
+
+
+@pytest.fixture(scope="module")
+def rest_port(store: Path, pushed: Path, environment: dict[str, str]) -> Iterator[int]:
+    del pushed
+    ports = free_ports(2)
+    server = subprocess.Popen(
+        ["make", "--silent", "serve", f"STORE={store}", f"PORT={ports[0]}", f"REST_PORT={ports[1]}"],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        wait_until_available(ports[1])
+        yield ports[1]
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(timeout=60)
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+def wait_until_available(port: int) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models/digits", timeout=5) as answer:
+                if json.load(answer)["model_version_status"][0]["state"] == "AVAILABLE":
+                    return
+        except (urllib.error.URLError, OSError):
+            pass
+        time.sleep(0.5)
+    raise AssertionError("the server did not become available")
+
+
+def predict(port: int, image: bytes) -> dict[str, object]:
+    body = {"instances": [{"b64": base64.b64encode(image).decode()}]}
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/v1/models/digits:predict", data=json.dumps(body).encode(), method="POST"
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        (prediction,) = json.load(answer)["predictions"]
+    return dict(prediction)
+
+
+def test_the_server_reads_a_png_of_every_digit(store: Path, rest_port: int) -> None:
+    right = 0
+    for digit in range(10):
+        image = next((store / "data/digits/test" / str(digit)).glob("*.png")).read_bytes()
+        prediction = predict(rest_port, image)
+        assert set(prediction) == {"probabilities", "class_id", "label"}
+        right += prediction["label"] == str(digit)
+    assert right >= 9
