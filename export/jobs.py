@@ -1,0 +1,146 @@
+"""How the export's processes talk: a folder with request.json in, and result.json or error.json out.
+
+So no process ever holds torch and TensorFlow at once, and each half can run in a container of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import logging
+import signal
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from isthmus.export.errors import ExportError
+from isthmus.lineage.files import read_json, write_json
+
+log = logging.getLogger(__name__)
+
+_PR_SET_PDEATHSIG = 1
+_STOP_SECONDS = 10
+
+
+def serve_job(arguments: list[str], work: Callable[[Path, dict[str, Any]], dict[str, Any]]) -> int:
+    """The child's side: run `work(folder, request)` and leave its result, or its error, in the folder.
+
+    Returns the exit code. A failure that is not an ExportError is a bug: its traceback goes to the log.
+    """
+    if len(arguments) != 1:
+        print("usage: python -m <module> <job folder with request.json>", file=sys.stderr)
+        return 2
+    _end_with_parent()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
+    folder = Path(arguments[0])
+    try:
+        write_json(folder / "result.json", work(folder, read_json(folder / "request.json")))
+    except Exception as error:  # noqa: BLE001 - the one place where a child's failure becomes a file
+        traceback.print_exc()
+        expected = isinstance(error, ExportError)
+        write_json(
+            folder / "error.json",
+            {
+                "error": str(error) if expected else f"{type(error).__name__}: {error}",
+                "exit_code": getattr(error, "exit_code", 70),
+                "expected": expected,
+            },
+        )
+        return int(getattr(error, "exit_code", 70))
+    return 0
+
+
+@dataclass(kw_only=True, frozen=True)
+class JobRunner:
+    """The parent's side: starts `python -m <module> <folder>` and waits for its answer."""
+
+    log_path: Path
+    """Everything that the children write on stdout and stderr is appended here."""
+
+    timeout_s: float
+    """A child that takes longer is stopped."""
+
+    keep_open: tuple[int, ...] = ()
+    """File descriptors that children inherit: the lock on the staging folder they work in."""
+
+    def run(self, module: str, folder: Path, request: dict[str, Any]) -> dict[str, Any]:
+        """Run one job to its end and return its result.
+
+        Raises:
+            ExportError: The job refused, crashed, was killed or took too long; the text says which.
+        """
+        with self.started(module, folder, request) as wait:
+            return wait()
+
+    @contextlib.contextmanager
+    def started(
+        self, module: str, folder: Path, request: dict[str, Any]
+    ) -> Iterator[Callable[[], dict[str, Any]]]:
+        """Start a job; the value waits for its result. The child never outlives the `with` block."""
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "request.json", request)
+        self.log_path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.log_path, "ab") as output:
+            output.write(f"\n=== python -m {module} {folder}\n".encode())
+            output.flush()
+            child = subprocess.Popen(
+                [sys.executable, "-m", module, str(folder)],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                pass_fds=self.keep_open,
+            )
+        try:
+            yield lambda: self._answer(child, module, folder)
+        finally:
+            _stop(child)
+
+    def _answer(self, child: subprocess.Popen[bytes], module: str, folder: Path) -> dict[str, Any]:
+        try:
+            code = child.wait(timeout=self.timeout_s)
+        except subprocess.TimeoutExpired:
+            raise ExportError(
+                f"{module} took longer than {self.timeout_s:.0f} s and was stopped; "
+                f"raise export.stage_timeout_s or see {self.log_path}"
+            ) from None
+        if code == 0 and (folder / "result.json").is_file():
+            return dict(read_json(folder / "result.json"))
+        if (folder / "error.json").is_file():
+            answer = json.loads((folder / "error.json").read_text(encoding="utf-8"))
+            if answer.get("expected"):
+                raise ExportError(answer["error"])
+            raise ExportError(f"{module} failed: {answer['error']}; the traceback is in {self.log_path}")
+        raise ExportError(f"{module} {_death(code)}; see {self.log_path}")
+
+
+def _death(code: int) -> str:
+    if code >= 0:
+        return f"ended with exit code {code} and no result"
+    name = signal.Signals(-code).name
+    hint = " (out of memory?)" if -code == signal.SIGKILL else ""
+    return f"was killed by {name}{hint}"
+
+
+def _stop(child: subprocess.Popen[bytes]) -> None:
+    if child.poll() is not None:
+        return
+    child.terminate()
+    try:
+        child.wait(timeout=_STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
+
+
+def _end_with_parent() -> None:
+    """Ask Linux to stop this process when the one that started it is gone (kill -9 included)."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    # As an exception, so that what this process started (a server) is stopped on the way out.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))

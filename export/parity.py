@@ -1,0 +1,367 @@
+"""Parity arithmetic: how far a candidate's answers are from torch's. Numpy only, functions of values.
+
+The error of a stage is max |Δlogit| ÷ the standard deviation of the reference logits *between images*,
+averaged over classes. Dividing by that spread makes the number mean something for any net: a randomly
+initialised one gives every image nearly the same logits, and an absolute tolerance would let it pass with
+everything wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from isthmus.export.config import STAGES, GateConfig, Override, Stage
+
+TITLES: dict[Stage, str] = {
+    "onnxruntime": "torch → ONNX Runtime",
+    "saved_model": "torch → SavedModel",
+    "preprocessing": "preprocessing",
+    "end_to_end": "image bytes → answer",
+    "server_grpc": "server, gRPC",
+    "server_rest": "server, REST",
+}
+
+#: Log-probabilities are compared down to here, and sigmoid logits up to here: float32 rounds the rest away.
+_LOG_FLOOR = -60.0
+_SIGMOID_CEILING = 8.0
+
+_PERCENTILES = (50.0, 95.0, 99.0)
+_NUM_WORST = 5
+
+
+def spread(reference: np.ndarray) -> float:
+    """The unit of every error: standard deviation of logits [N, C] between images, averaged over classes."""
+    return float(np.mean(np.std(np.asarray(reference, dtype=np.float64), axis=0)))
+
+
+def image_errors(reference: np.ndarray, candidate: np.ndarray) -> np.ndarray:
+    """Error of each image, float64 [N]: max over classes of |Δlogit| ÷ spread(reference).
+
+    An image whose candidate is not finite has an infinite error, and so has every image of a reference that
+    is not finite or is the same for all images (it could prove nothing).
+
+    Raises:
+        ValueError: The two do not have one shape [N, C].
+    """
+    if reference.ndim != 2 or reference.shape != candidate.shape:
+        raise ValueError(f"want two arrays [N, C], got {reference.shape} and {candidate.shape}")
+    unit = spread(reference)
+    if not (np.isfinite(unit) and unit > 0):
+        return np.full(len(reference), np.inf)
+    with np.errstate(invalid="ignore", over="ignore"):
+        delta = np.abs(np.asarray(candidate, dtype=np.float64) - np.asarray(reference, dtype=np.float64))
+        errors = delta.max(axis=1) / unit
+    return np.where(np.isfinite(errors), errors, np.inf)
+
+
+def logit_error(reference: np.ndarray, candidate: np.ndarray) -> float:
+    """The error of a stage: the largest of its images' errors. See `image_errors`."""
+    return float(image_errors(reference, candidate).max(initial=0.0)) if len(reference) else float("inf")
+
+
+def top1_agreement(reference: np.ndarray, candidate: np.ndarray, *, tie_margin: float) -> float:
+    """Share of images whose best class is the reference's, leaving out ties; NaN when every image is one.
+
+    An image is a tie when the reference's two best classes are within `tie_margin` × spread(reference).
+    """
+    if reference.shape[1] == 1:
+        return 1.0
+    ordered = np.sort(np.asarray(reference, dtype=np.float64), axis=1)
+    decided = ordered[:, -1] - ordered[:, -2] > tie_margin * spread(reference)
+    if not decided.any():
+        return float("nan")
+    same = reference.argmax(axis=1) == candidate.argmax(axis=1)
+    return float(same[decided].mean())
+
+
+def decision_agreement(reference: np.ndarray, candidate: np.ndarray, *, tie_margin: float) -> float:
+    """The same for a multi-label head: share of (image, class) pairs on the reference's side of ½."""
+    decided = np.abs(np.asarray(reference, dtype=np.float64)) > tie_margin * spread(reference)
+    if not decided.any():
+        return float("nan")
+    return float(((reference > 0) == (candidate > 0))[decided].mean())
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Log-probabilities float64 [N, C] of logits [N, C]."""
+    shifted = np.asarray(logits, dtype=np.float64)
+    shifted = shifted - shifted.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+
+def comparable_logits(logits: np.ndarray, *, head: str) -> np.ndarray:
+    """What of the logits [N, C] survives in float32 probabilities: the reference for `recovered_logits`.
+
+    A softmax forgets a constant per image, so its logits are compared as log-probabilities.
+    """
+    if head == "multi_label":
+        return np.clip(np.asarray(logits, dtype=np.float64), _LOG_FLOOR, _SIGMOID_CEILING)
+    return np.maximum(log_softmax(logits), _LOG_FLOOR)
+
+
+def recovered_logits(probabilities: np.ndarray, *, head: str) -> np.ndarray:
+    """The logits that probabilities [N, C] came from, as far as `comparable_logits` goes."""
+    p = np.asarray(probabilities, dtype=np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        if head == "multi_label":
+            return np.clip(np.log(p) - np.log1p(-p), _LOG_FLOOR, _SIGMOID_CEILING)
+        return np.maximum(np.log(p), _LOG_FLOOR)
+
+
+@dataclass(kw_only=True)
+class StageResult:
+    """The verdict on one stage of the ladder."""
+
+    stage: Stage
+    """Which one."""
+
+    error: float | None
+    """The largest measured, in units of `spread` (`preprocessing`: a count). None: not finite, or not run."""
+
+    limit: float
+    """What `error` may be at most."""
+
+    top1_agreement: float | None
+    """The smallest share measured; None for `preprocessing`, and where nothing could be measured."""
+
+    passed: bool
+    """Within every limit. A stage that could not run has failed."""
+
+    problem: str | None = None
+    """Why not, in words, when it did not pass."""
+
+    num_images: int = 0
+    """Images compared."""
+
+    percentiles: dict[str, float | None] = field(default_factory=dict)
+    """p50, p95, p99 of the images' errors (of their worst measurement)."""
+
+    worst: list[dict[str, Any]] = field(default_factory=list)
+    """The images with the largest errors: index, path, error, reference_top1, candidate_top1."""
+
+    measurements: list[dict[str, Any]] = field(default_factory=list)
+    """Each way it was measured (batch size, loader, signature), with its own error and agreement."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+    @property
+    def title(self) -> str:
+        """What a person calls the stage."""
+        return TITLES[self.stage]
+
+    def line(self) -> str:
+        """One line for a person: title, error, limit, agreement."""
+        if self.error is None:
+            return f"{self.title:<22} FAILED: {self.problem}"
+        if self.stage == "preprocessing":
+            text = f"{self.title:<22} {self.error:.0f} differing pixel values (limit {self.limit:.0f})"
+        else:
+            text = f"{self.title:<22} {self.error:.1e} (limit {self.limit:.1e})"
+        if self.top1_agreement is not None:
+            text += f"  top-1 {100 * self.top1_agreement:.4g} %"
+        return text if self.passed else f"{text}  FAILED: {self.problem}"
+
+
+@dataclass(kw_only=True, frozen=True, eq=False)
+class Measurement:
+    """One way in which a stage was measured."""
+
+    what: str
+    """Batch size, loader, signature: for the report."""
+
+    candidate: np.ndarray
+    """Logits [N, C], in the reference's order."""
+
+    reference: np.ndarray | None = None
+    """What to compare with; None: the stage's reference."""
+
+    inconsistent: str | None = None
+    """Something besides the numbers is wrong (a label that is not the class's); the stage fails with it."""
+
+
+def judge_logits(
+    stage: Stage,
+    reference: np.ndarray,
+    measurements: Sequence[Measurement],
+    *,
+    gates: GateConfig,
+    head: str,
+    paths: Sequence[str],
+) -> StageResult:
+    """Compare every measurement of a stage with the reference logits [N, C] and apply the gates.
+
+    The stage's error is its worst measurement's; `worst` names the images that have it.
+    """
+    if not measurements:
+        return failed_stage(stage, "nothing was measured", gates=gates)
+    agreement_of = decision_agreement if head == "multi_label" else top1_agreement
+    errors = np.empty((len(measurements), len(reference)))
+    agreements, rows = [], []
+    for row, measured in enumerate(measurements):
+        truth = reference if measured.reference is None else measured.reference
+        if measured.candidate.shape != truth.shape:
+            got, want = measured.candidate.shape, truth.shape
+            return failed_stage(stage, f"{measured.what}: shape {got} instead of {want}", gates=gates)
+        errors[row] = image_errors(truth, measured.candidate)
+        agreements.append(agreement_of(truth, measured.candidate, tie_margin=gates.tie_margin))
+        rows.append(
+            {
+                "what": measured.what,
+                "error": _finite(errors[row].max()),
+                "top1_agreement": _finite(agreements[-1]),
+            }
+        )
+    per_image = errors.max(axis=0)
+    worst = [
+        {
+            "index": int(i),
+            "path": paths[i],
+            "error": _finite(per_image[i]),
+            "measurement": measurements[int(errors[:, i].argmax())].what,
+            "reference_top1": int(reference[i].argmax()),
+            "candidate_top1": int(measurements[int(errors[:, i].argmax())].candidate[i].argmax()),
+        }
+        for i in np.argsort(-per_image, kind="stable")[:_NUM_WORST]
+    ]
+    error, agreement = float(per_image.max()), float(np.min(agreements))
+    problem = next((m.inconsistent for m in measurements if m.inconsistent), None)
+    if problem is None and not error <= gates.logit_error:
+        far = f"{error:.1e}" if np.isfinite(error) else "not a finite number"
+        problem = (
+            f"{far}, limit {gates.logit_error:.1e}, worst on {worst[0]['path']} ({worst[0]['measurement']})"
+        )
+    if problem is None and not agreement >= gates.top1_agreement:
+        problem = f"top-1 agreement {agreement:.2%}, at least {gates.top1_agreement:.2%} wanted"
+    return StageResult(
+        stage=stage,
+        error=_finite(error),
+        limit=gates.logit_error,
+        top1_agreement=_finite(agreement),
+        passed=problem is None,
+        problem=problem,
+        num_images=len(reference),
+        percentiles=_percentiles(per_image),
+        worst=worst,
+        measurements=rows,
+    )
+
+
+def judge_pixels(
+    reference: np.ndarray,
+    measurements: dict[str, np.ndarray],
+    *,
+    gates: GateConfig,
+    paths: Sequence[str],
+) -> StageResult:
+    """Compare uint8 pixels [N, H, W, 3] with timm's, value by value; the error is the number that differ.
+
+    Each measurement has a name ("one batch") and pixels in the reference's order.
+    """
+    stage: Stage = "preprocessing"
+    if not measurements:
+        return failed_stage(stage, "nothing was measured", gates=gates)
+    counts = np.zeros(len(reference), dtype=np.int64)
+    levels = np.zeros(len(reference), dtype=np.int64)
+    rows = []
+    for what, pixels in measurements.items():
+        if pixels.shape != reference.shape or pixels.dtype != np.uint8:
+            got = f"{pixels.dtype} {pixels.shape}"
+            return failed_stage(stage, f"{what}: {got} instead of uint8 {reference.shape}", gates=gates)
+        delta = np.abs(pixels.astype(np.int16) - reference.astype(np.int16)).reshape(len(reference), -1)
+        counts = np.maximum(counts, (delta > 0).sum(axis=1))
+        levels = np.maximum(levels, delta.max(axis=1, initial=0))
+        rows.append({"what": what, "error": int((delta > 0).sum()), "top1_agreement": None})
+    worst = [
+        {"index": int(i), "path": paths[i], "error": int(counts[i]), "largest_difference": int(levels[i])}
+        for i in np.argsort(-counts, kind="stable")[:_NUM_WORST]
+    ]
+    error = max(row["error"] for row in rows)
+    passed = error <= gates.differing_pixels
+    first, most = worst[0], worst[0]["largest_difference"]
+    return StageResult(
+        stage=stage,
+        error=float(error),
+        limit=float(gates.differing_pixels),
+        top1_agreement=None,
+        passed=passed,
+        problem=None
+        if passed
+        else f"worst on {first['path']}: {first['error']} values, by up to {most} levels",
+        num_images=len(reference),
+        percentiles=_percentiles(counts.astype(np.float64)),
+        worst=worst,
+        measurements=rows,
+    )
+
+
+def failed_stage(stage: Stage, problem: str, *, gates: GateConfig) -> StageResult:
+    """The verdict on a stage that could not be measured: it has failed."""
+    limit = float(gates.differing_pixels) if stage == "preprocessing" else gates.logit_error
+    return StageResult(
+        stage=stage, error=None, limit=limit, top1_agreement=None, passed=False, problem=problem
+    )
+
+
+@dataclass(kw_only=True)
+class Report:
+    """All stages of one try."""
+
+    gates: GateConfig
+    """The limits that were applied."""
+
+    stages: list[StageResult]
+    """In the order of `config.STAGES`; a stage that never ran is there, failed."""
+
+    @classmethod
+    def of(cls, stages: Sequence[StageResult], *, gates: GateConfig) -> Report:
+        """Put the stages in order and add a failed one for each that is missing."""
+        known = {result.stage: result for result in stages}
+        complete = [known.get(name) or failed_stage(name, "it never ran", gates=gates) for name in STAGES]
+        return cls(gates=gates, stages=complete)
+
+    @classmethod
+    def from_dict(cls, value: dict[str, Any]) -> Report:
+        """The inverse of `as_dict`."""
+        return cls(
+            gates=GateConfig(**value["gates"]),
+            stages=[StageResult(**stage) for stage in value["stages"]],
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for parity.json."""
+        return {
+            "passed": self.passed,
+            "gates": asdict(self.gates),
+            "stages": [stage.as_dict() for stage in self.stages],
+        }
+
+    @property
+    def passed(self) -> bool:
+        """Whether every stage passed."""
+        return all(stage.passed for stage in self.stages)
+
+    @property
+    def failures(self) -> list[StageResult]:
+        """The stages that did not pass."""
+        return [stage for stage in self.stages if not stage.passed]
+
+    def refused_by(self, overrides: Sequence[Override]) -> list[StageResult]:
+        """The failures that nobody has accepted."""
+        accepted = {override.gate for override in overrides}
+        return [stage for stage in self.failures if stage.stage not in accepted]
+
+
+def _percentiles(values: np.ndarray) -> dict[str, float | None]:
+    """p50, p95, p99 of values [N], by name; an observed value each, so infinities stay apart."""
+    return {f"p{q:.0f}": _finite(np.percentile(values, q, method="higher")) for q in _PERCENTILES}
+
+
+def _finite(value: float) -> float | None:
+    """A number that JSON can hold, or None."""
+    return float(value) if np.isfinite(value) else None

@@ -1,0 +1,79 @@
+"""One job of the torch half: checkpoint → reference.npz, model.onnx and the first parity stage.
+
+    python -m isthmus.export.torch_half <job folder>
+
+request.json: {"checkpoint", "data_root", "bundle" (folder to write into), "config" (ExportConfig)}.
+result.json: {"stage" (StageResult), "num_images", "unreadable", "exporter", "opset", "simplified", "nodes"}.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+from pathlib import Path
+from typing import Any
+
+from isthmus.export import checkpoint as checkpoints
+from isthmus.export.config import ExportConfig
+from isthmus.export.jobs import serve_job
+from isthmus.export.parity import judge_logits
+from isthmus.export.reference import Reference
+from isthmus.export.torch_half import images as evaluation_images
+from isthmus.export.torch_half.model import load_model, logits
+from isthmus.export.torch_half.onnx_model import measure, write_onnx
+
+
+def run(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
+    """The job, top to bottom. `folder` is not written to; the bundle folder of the request is."""
+    del folder
+    checkpoint = checkpoints.read(Path(request["checkpoint"]))
+    checkpoint.check_weights()
+    config = ExportConfig.from_dict(request["config"])
+    model_record, data_root, target = checkpoint.model, Path(request["data_root"]), Path(request["bundle"])
+
+    chosen = evaluation_images.choose(
+        data_root, split=config.reference_split, labels=model_record["labels"], count=config.reference_images
+    )
+    taken = evaluation_images.preprocess(chosen, data_root=data_root, preprocessing=checkpoint.preprocessing)
+
+    num_classes = model_record["num_classes"]
+    model = load_model(checkpoint, exportable=False)
+    reference = Reference(
+        images=taken.images,
+        pixels=taken.pixels,
+        logits=logits(model, taken.images, num_classes=num_classes),
+        encoded=taken.encoded,
+        labels=taken.labels,
+        paths=taken.paths,
+    )
+    reference.save(target / "reference.npz")
+    del model
+    gc.collect()
+
+    written = write_onnx(
+        load_model(checkpoint, exportable=True),
+        reference.images[:2],
+        target / "model.onnx",
+        exporter=config.exporter,
+        opset=config.opset,
+    )
+    stage = judge_logits(
+        "onnxruntime",
+        reference.logits,
+        measure(target / "model.onnx", reference.images),
+        gates=config.gates,
+        head=model_record["head"],
+        paths=reference.paths,
+    )
+    return {
+        "stage": stage.as_dict(),
+        "num_images": len(reference),
+        "unreadable": list(taken.unreadable),
+        "exporter": config.exporter,
+        "opset": config.opset,
+        **written,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(serve_job(sys.argv[1:], run))

@@ -1,0 +1,179 @@
+"""Writing `model.onnx` and asking ONNX Runtime whether it is still the same model."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from isthmus.export.errors import ExportError
+from isthmus.export.parity import Measurement
+from isthmus.export.reference import in_batches
+from isthmus.export.torch_half.model import to_nchw
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger(__name__)
+
+INPUT_NAME = "images"
+OUTPUT_NAME = "logits"
+
+# Larger results of constant folding stay computed: a folded position table may outweigh the model.
+_FOLD_AT_MOST = "10MB"
+_PROTOBUF_LIMIT_BYTES = 2**31 - 2**27
+
+
+def write_onnx(
+    model: torch.nn.Module, example_nhwc: np.ndarray, target: Path, *, exporter: str, opset: int
+) -> dict[str, Any]:
+    """Export `images` float32 [batch, 3, H, W] → `logits` float32 [batch, C], the batch dynamic.
+
+    Args:
+        model: In eval mode, exportable.
+        example_nhwc: float32 [N ≥ 2, H, W, 3]; with one image the tracer would take the batch for a constant.
+        target: The file to write.
+        exporter: "torchscript" or "dynamo".
+        opset: ONNX operator set version.
+
+    Returns:
+        {"simplified": whether onnxsim's form is the one written, "nodes": number of nodes}.
+
+    Raises:
+        ExportError: The exporter refuses the model; the text names the operator.
+    """
+    import onnx
+    import torch
+
+    assert len(example_nhwc) >= 2
+    size = sum(value.numel() * value.element_size() for value in model.state_dict().values())
+    if size > _PROTOBUF_LIMIT_BYTES:
+        raise ExportError(f"the weights take {size / 2**30:.1f} GiB; the bridge carries models up to 1.9 GiB")
+    raw = target.with_suffix(".raw.onnx")
+    example = torch.from_numpy(to_nchw(example_nhwc))
+    try:
+        with warnings.catch_warnings(), torch.inference_mode():
+            # The tracer warns of shapes read as Python numbers, and that TorchScript is deprecated: the parity
+            # stages judge what comes out.
+            warnings.simplefilter("ignore")
+            _EXPORTERS[exporter](model, example, raw, opset)
+        exported = onnx.load(raw)
+    except ExportError:
+        raise
+    except Exception as error:
+        raise ExportError(
+            f"torch's {exporter} exporter (opset {opset}) refused the model: {_first_line(error)}"
+        ) from error
+    finally:
+        for leftover in target.parent.glob(f"{raw.name}*"):
+            leftover.unlink()
+    graph, simplified = _simplify(exported)
+    _strip_local_paths(graph)
+    _check_interface(graph)
+    onnx.checker.check_model(graph)
+    target.write_bytes(graph.SerializeToString(deterministic=True))
+    return {"simplified": simplified, "nodes": len(graph.graph.node)}
+
+
+def _export_torchscript(model: torch.nn.Module, example: torch.Tensor, target: Path, opset: int) -> None:
+    import torch
+
+    torch.onnx.export(
+        model,
+        (example,),
+        str(target),
+        dynamo=False,
+        opset_version=opset,
+        input_names=[INPUT_NAME],
+        output_names=[OUTPUT_NAME],
+        dynamic_axes={INPUT_NAME: {0: "batch"}, OUTPUT_NAME: {0: "batch"}},
+        do_constant_folding=True,
+    )
+
+
+def _export_dynamo(model: torch.nn.Module, example: torch.Tensor, target: Path, opset: int) -> None:
+    import torch
+
+    torch.onnx.export(
+        model,
+        (example,),
+        str(target),
+        dynamo=True,
+        opset_version=opset,
+        input_names=[INPUT_NAME],
+        output_names=[OUTPUT_NAME],
+        dynamic_shapes=({0: "batch"},),
+        external_data=False,
+        verbose=False,
+    )
+
+
+_EXPORTERS = {"torchscript": _export_torchscript, "dynamo": _export_dynamo}
+
+
+def _simplify(exported: Any) -> tuple[Any, bool]:
+    """onnxsim's form of the graph, or the graph itself where onnxsim fails: it is a help, not a need."""
+    import onnxsim
+
+    try:
+        simplified, _ = onnxsim.simplify(exported, certify=False, tensor_size_threshold=_FOLD_AT_MOST)
+    except Exception as error:  # noqa: BLE001 - onnxsim raises RuntimeError, ValueError and its own kinds
+        log.warning("onnxsim failed, the exporter's graph is used as it is: %s", _first_line(error))
+        return exported, False
+    return simplified, True
+
+
+def _strip_local_paths(graph: Any) -> None:
+    """Drop doc strings and metadata: they hold source lines of this machine, so bytes would differ."""
+    graph.doc_string = ""
+    graph.graph.doc_string = ""
+    del graph.metadata_props[:]
+    del graph.graph.metadata_props[:]
+    for node in graph.graph.node:
+        node.doc_string = ""
+        del node.metadata_props[:]
+
+
+def _check_interface(graph: Any) -> None:
+    inputs = [value.name for value in graph.graph.input]
+    outputs = [value.name for value in graph.graph.output]
+    if inputs != [INPUT_NAME] or outputs != [OUTPUT_NAME]:
+        raise ExportError(
+            f"the ONNX graph has inputs {inputs} and outputs {outputs}; one image input, one logits output"
+        )
+    if graph.graph.input[0].type.tensor_type.shape.dim[0].HasField("dim_value"):
+        raise ExportError("the ONNX graph lost its dynamic batch")
+
+
+def measure(target: Path, images: np.ndarray) -> list[Measurement]:
+    """ONNX Runtime's logits for NHWC images [N, H, W, 3] at batch 1, 3 and N.
+
+    Raises:
+        ExportError: ONNX Runtime does not load or run the file.
+    """
+    import onnxruntime
+
+    nchw = to_nchw(images)
+    try:
+        session = onnxruntime.InferenceSession(target, providers=["CPUExecutionProvider"])
+        return [
+            Measurement(
+                what=f"batch {size}",
+                candidate=in_batches(
+                    lambda batch: session.run([OUTPUT_NAME], {INPUT_NAME: batch})[0], nchw, size
+                ),
+            )
+            for size in (1, 3, len(nchw))
+        ]
+    except Exception as error:
+        raise ExportError(
+            f"ONNX Runtime {onnxruntime.__version__} refused the model: {_first_line(error)}"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
