@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import hashlib
 import json
 import os
 import secrets
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -64,7 +65,7 @@ def file_table(root: str | os.PathLike[str], *, exclude: Collection[str] = ()) -
     }
 
 
-def table_digest(table: dict[str, FileEntry]) -> str:
+def table_digest(table: Mapping[str, FileEntry]) -> str:
     """`tree_digest` of a folder whose `file_table` is at hand."""
     whole = hashlib.sha256()
     for relative in sorted(table):
@@ -82,6 +83,28 @@ def tree_digest(root: str | os.PathLike[str], *, exclude: Collection[str] = ()) 
     for relative, path in walk_files(root, exclude=exclude):
         whole.update(f"{relative}\0{sha256_file(path)}\n".encode())
     return whole.hexdigest()
+
+
+def broken_files(
+    root: str | os.PathLike[str], table: Mapping[str, FileEntry], *, exclude: Collection[str] = ()
+) -> list[str]:
+    """What differs between a folder and its `file_table`, one text for each file: changed, missing or extra.
+
+    Files are hashed by as many threads as there are cores (hashing does not hold Python's lock).
+    """
+    present = dict(walk_files(root, exclude=exclude))
+    skipped = set(exclude)
+    wanted = {relative: row for relative, row in table.items() if relative not in skipped}
+    both = sorted(present.keys() & wanted.keys())
+    with concurrent.futures.ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+        digests = dict(
+            zip(both, pool.map(sha256_file, [present[relative] for relative in both]), strict=True)
+        )
+    changed = [relative for relative in both if digests[relative] != wanted[relative]["sha256"]]
+    problems = {relative: f"{relative} was changed" for relative in changed}
+    problems |= {relative: f"{relative} is missing" for relative in wanted.keys() - present.keys()}
+    problems |= {relative: f"{relative} does not belong" for relative in present.keys() - wanted.keys()}
+    return [problems[relative] for relative in sorted(problems)]
 
 
 def canonical_json(value: Any) -> str:

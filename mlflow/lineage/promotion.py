@@ -1,0 +1,353 @@
+"""Moving the champion: every gate and every hash again, then one entry in the history, then the alias.
+
+The entry decides; a command killed after it is finished by the next one (`versions.settle_aliases`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from isthmus.lineage import history
+from isthmus.lineage.config import RegistryConfig
+from isthmus.lineage.errors import LineageError, PromotionConflict, PromotionRefused
+from isthmus.lineage.files import broken_files, read_json, sha256_file
+from isthmus.lineage.models import MANIFEST_COPIES
+from isthmus.lineage.versions import Version, champion, get, settle_aliases, store_client, user_name
+
+log = logging.getLogger(__name__)
+
+Mirror = Callable[[str, dict[str, int]], list[str]]
+"""Called with the model name and the labels that the servers should have ({"stable": 3, "canary": 4}, served
+version numbers); returns a line for each server that could not be told."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What one gate says about a candidate."""
+
+    gate: str
+    passed: bool
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Move:
+    """A champion move that happened."""
+
+    entry: history.Entry
+    version: Version
+    """The champion now."""
+    previous: int | None
+    """The version number that was champion before."""
+    verdicts: list[Verdict]
+    notices: list[str] = field(default_factory=list)
+    """Anything left to do, each with the command that does it."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON value."""
+        return {
+            "entry": self.entry.to_dict(),
+            "version": self.version.to_dict(),
+            "previous": self.previous,
+            "verdicts": [asdict(verdict) for verdict in self.verdicts],
+            "notices": self.notices,
+        }
+
+
+def check(
+    candidate: Version,
+    *,
+    config: RegistryConfig,
+    current: Version | None = None,
+    approve_by: str | None = None,
+) -> list[Verdict]:
+    """Every gate before a promotion, in order. A gate that cannot run has failed."""
+    manifest, bundle_verdict = _check_bundle(candidate)
+    return [
+        bundle_verdict,
+        check_pushed(candidate),
+        _check_parity(manifest),
+        _check_overrides(candidate, manifest),
+        _check_source(candidate, config),
+        _check_comparison(candidate, current, config),
+        _check_approval(config, approve_by),
+    ]
+
+
+def _check_bundle(candidate: Version) -> tuple[dict[str, Any] | None, Verdict]:
+    def verdict(text: str, *, passed: bool = False) -> Verdict:
+        return Verdict(gate="bundle", passed=passed, text=text)
+
+    bundle = candidate.bundle
+    if bundle is None or not (bundle / "manifest.json").is_file():
+        return None, verdict(f"the bundle {bundle or '(none recorded)'} is not there to be checked")
+    if sha256_file(bundle / "manifest.json") != candidate.tag("manifest_sha256"):
+        return None, verdict(f"{bundle}/manifest.json is not the one that was registered")
+    manifest = read_json(bundle / "manifest.json")
+    copies = [f"saved_model/{copy}" for copy in MANIFEST_COPIES]
+    broken = broken_files(bundle, manifest["files"], exclude=["manifest.json", *copies])
+    broken += _broken_copies(bundle / "saved_model", candidate)
+    if broken:
+        return manifest, verdict(f"{bundle}: {'; '.join(broken)}")
+    return manifest, verdict(f"every file of {bundle} has its recorded hash", passed=True)
+
+
+def _broken_copies(saved_model: Path, candidate: Version) -> list[str]:
+    wanted = candidate.tag("manifest_copy_sha256")
+    return [
+        f"{copy} was changed or is missing"
+        for copy in MANIFEST_COPIES
+        if not (saved_model / copy).is_file() or sha256_file(saved_model / copy) != wanted
+    ]
+
+
+def check_pushed(candidate: Version) -> Verdict:
+    """Whether the folder that serves holds exactly the SavedModel that was registered; needs no bundle."""
+
+    def verdict(text: str, *, passed: bool = False) -> Verdict:
+        return Verdict(gate="pushed version", passed=passed, text=text)
+
+    pushed = candidate.pushed_path
+    if pushed is None:
+        return verdict("it was never pushed; run the pipeline")
+    if not pushed.is_dir():
+        return verdict(f"{pushed} is not there")
+    broken = _broken_copies(pushed, candidate)
+    if not broken:
+        # The copy is the registered one, so its table of files can be believed.
+        broken = broken_files(
+            pushed, saved_model_table(read_json(pushed / MANIFEST_COPIES[0])), exclude=MANIFEST_COPIES
+        )
+    if broken:
+        return verdict(f"{pushed}: {'; '.join(broken)}")
+    return verdict(f"every file of {pushed} has its recorded hash", passed=True)
+
+
+def saved_model_table(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a manifest's table of files that lies in saved_model/, relative to it."""
+    inside = "saved_model/"
+    files = manifest["files"].items()
+    return {path.removeprefix(inside): row for path, row in files if path.startswith(inside)}
+
+
+def _check_parity(manifest: Mapping[str, Any] | None) -> Verdict:
+    if manifest is None:
+        return Verdict(gate="parity", passed=False, text="no manifest to read the parity verdict from")
+    stages = manifest["parity"].get("stages") or []
+    failed = [str(stage.get("stage")) for stage in stages if not _stage_holds(stage)]
+    if failed or not stages or manifest["parity"].get("passed") is not True:
+        text = f"failed at: {', '.join(failed)}" if failed else "no passing parity verdict is recorded"
+        return Verdict(gate="parity", passed=False, text=text)
+    return Verdict(gate="parity", passed=True, text=f"{len(stages)} stages passed")
+
+
+def _stage_holds(stage: Mapping[str, Any]) -> bool:
+    error, limit = stage.get("error"), stage.get("limit")
+    within = error is None or limit is None or float(error) <= float(limit)
+    return stage.get("passed") is True and within
+
+
+def _check_overrides(candidate: Version, manifest: Mapping[str, Any] | None) -> Verdict:
+    overrides = list((manifest or {}).get("overrides") or []) or candidate.overrides
+    if not overrides:
+        return Verdict(gate="overrides", passed=True, text="no gate was overridden")
+    listed = "; ".join(str(override) for override in overrides)
+    return Verdict(gate="overrides", passed=False, text=f"exported with overridden gates: {listed}")
+
+
+def _check_source(candidate: Version, config: RegistryConfig) -> Verdict:
+    dirty = [
+        stage
+        for stage, tag in (("training", "git_dirty"), ("export", "export_dirty"))
+        if candidate.tag(tag) == "true"
+    ]
+    if not dirty:
+        return Verdict(gate="source", passed=True, text=f"commit {candidate.tag('git_commit') or 'unknown'}")
+    text = f"uncommitted changes at {' and '.join(dirty)}"
+    return Verdict(gate="source", passed=config.allow_dirty, text=text)
+
+
+def _check_comparison(candidate: Version, current: Version | None, config: RegistryConfig) -> Verdict:
+    metric, limit = config.compare_metric, config.max_metric_drop
+
+    def verdict(text: str, *, passed: bool) -> Verdict:
+        return Verdict(gate="comparison", passed=passed, text=text)
+
+    if current is None:
+        return verdict("there is no champion to compare with", passed=True)
+    new, old = candidate.metrics.get(metric), current.metrics.get(metric)
+    if new is None or old is None:
+        return verdict(f"{metric} is not recorded for both versions", passed=limit is None)
+    if candidate.tag("dataset_digest") != current.tag("dataset_digest"):
+        return verdict(f"{metric} {new:.4f} against {old:.4f}, on different data", passed=limit is None)
+    text = f"{metric} {new:.4f} against the champion's {old:.4f}"
+    if limit is None:
+        return verdict(text, passed=True)
+    return verdict(f"{text}, a drop of at most {limit} is allowed", passed=old - new <= limit)
+
+
+def _check_approval(config: RegistryConfig, approve_by: str | None) -> Verdict:
+    if approve_by:
+        return Verdict(gate="approval", passed=True, text=f"approved by {approve_by}")
+    if config.approval_required:
+        return Verdict(
+            gate="approval", passed=False, text="the recipe asks for approval: give --approve-by NAME"
+        )
+    return Verdict(gate="approval", passed=True, text="not asked for")
+
+
+def promote(
+    name: str,
+    version: int | str | None = None,
+    *,
+    by: str | None = None,
+    why: str = "",
+    config: RegistryConfig | None = None,
+    approve_by: str | None = None,
+    mirror: Mirror | None = None,
+) -> Move:
+    """Make a version (default: the challenger) the champion.
+
+    Raises PromotionRefused when a gate is against it, PromotionConflict when somebody else moved the champion
+    meanwhile, LineageError for an unknown model or version. Nothing has changed then.
+    """
+    client = store_client()
+    _settle(name)
+    entries = history.read(client, name)
+    candidate = get(name, "challenger" if version is None else version)
+    current = champion(name)
+    if current is not None and current.version == candidate.version:
+        raise LineageError(f"version {candidate.version} of {name} is the champion already")
+    verdicts = check(candidate, config=config or RegistryConfig(), current=current, approve_by=approve_by)
+    _refuse_failed(name, candidate, verdicts)
+    return _move(
+        name,
+        candidate,
+        entries,
+        "promote",
+        by=by,
+        why=why,
+        approve_by=approve_by,
+        verdicts=verdicts,
+        mirror=mirror,
+    )
+
+
+def rollback(
+    name: str, *, to: int | None = None, by: str | None = None, why: str = "", mirror: Mirror | None = None
+) -> Move:
+    """Make the previous champion (or the earlier champion `to`) the champion again.
+
+    Only what must hold for serving is checked again: that the pushed folder is there, byte for byte. Raises
+    as `promote` does.
+    """
+    client = store_client()
+    _settle(name)
+    entries = history.read(client, name)
+    stack = history.champion_stack(entries)
+    target = to if to is not None else (stack[-2] if len(stack) > 1 else None)
+    if target is None or target not in stack[:-1]:
+        earlier = ", ".join(str(number) for number in stack[:-1]) or "none"
+        given = "" if to is None else f" to version {to}"
+        raise LineageError(f"{name} cannot be rolled back{given}; earlier champions: {earlier}")
+    candidate = get(name, target)
+    verdicts = [check_pushed(candidate)]
+    _refuse_failed(name, candidate, verdicts)
+    return _move(
+        name,
+        candidate,
+        entries,
+        "rollback",
+        by=by,
+        why=why,
+        approve_by=None,
+        verdicts=verdicts,
+        mirror=mirror,
+    )
+
+
+def _settle(name: str) -> None:
+    get(name, "challenger")
+    for line in settle_aliases(store_client(), name):
+        log.warning("%s", line)
+
+
+def _refuse_failed(name: str, candidate: Version, verdicts: list[Verdict]) -> None:
+    reasons = [f"{verdict.gate}: {verdict.text}" for verdict in verdicts if not verdict.passed]
+    if reasons:
+        text = f"version {candidate.version} of {name} cannot become champion. {'. '.join(reasons)}"
+        raise PromotionRefused(text, reasons)
+
+
+def _move(
+    name: str,
+    candidate: Version,
+    entries: list[history.Entry],
+    action: history.Action,
+    *,
+    by: str | None,
+    why: str,
+    approve_by: str | None,
+    verdicts: list[Verdict],
+    mirror: Mirror | None,
+) -> Move:
+    client = store_client()
+    entry = history.append(
+        client,
+        name,
+        action=action,
+        to_version=candidate.version,
+        log=entries,
+        by=user_name(by),
+        why=why or ("promoted" if action == "promote" else "rolled back"),
+        approved_by=approve_by,
+        verdicts={verdict.gate: verdict.text for verdict in verdicts},
+    )
+    settle_aliases(client, name)
+    if not entry.effective:
+        moves = history.champion_moves(history.read(client, name))
+        raise PromotionConflict(
+            f"{moves[-1].by} made version {moves[-1].to_version} the champion of {name} at the same time; "
+            f"version {candidate.version} is not. Look at `isthmus registry history {name}` and repeat"
+        )
+    notices = _mirror_labels(name, mirror)
+    return Move(
+        entry=entry,
+        version=get(name, candidate.version),
+        previous=entry.from_version,
+        verdicts=verdicts,
+        notices=notices,
+    )
+
+
+def labels(name: str) -> dict[str, int]:
+    """TF Serving's version labels as the registry wants them: `stable` the champion, `canary` the challenger.
+
+    Values are served version numbers; a version that was not pushed has no label, and neither has a
+    challenger that is the champion.
+    """
+    stable = get(name, "champion").served_version
+    canary = get(name, "challenger").served_version
+    wanted = {"stable": stable, "canary": None if canary == stable else canary}
+    return {label: number for label, number in wanted.items() if number is not None}
+
+
+def _mirror_labels(name: str, mirror: Mirror | None) -> list[str]:
+    if mirror is None:
+        return []
+    mend = f"run `isthmus registry sync {name}` when it answers again"
+    try:
+        return [f"{line}; {mend}" for line in mirror(name, labels(name))]
+    except Exception as error:  # noqa: BLE001 - the move is made: say it, do not raise it
+        return [f"the registry has moved, the servers were not told ({error}); {mend}"]
+
+
+def champion_at(name: str, when: datetime) -> int | None:
+    """The version that was champion of `name` at that moment; None before the first."""
+    entry = history.champion_at(history.read(store_client(), name), when)
+    return entry.to_version if entry else None

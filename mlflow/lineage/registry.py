@@ -1,0 +1,58 @@
+"""The registry, for everybody: versions, champion, promotion, history.
+
+tracking.connect(home)
+version = registry.register_version(name="digits", manifest=…, bundle=…, pushed_path=…, served_version=1)
+registry.promote("digits", by="ada", why="better on 3 and 8")
+registry.rollback("digits", why="slower than it should be")
+"""
+
+from __future__ import annotations
+
+from isthmus.lineage import history as _history
+from isthmus.lineage.history import Entry
+from isthmus.lineage.promotion import Mirror, Move, Verdict, champion_at, check, labels, promote, rollback
+from isthmus.lineage.versions import (
+    Version,
+    challenger,
+    champion,
+    diff,
+    find,
+    get,
+    list_models,
+    list_versions,
+    register_version,
+    settle_aliases,
+    store_client,
+)
+
+
+def history(name: str) -> list[Entry]:
+    """Every move of the aliases of a model, oldest first; raises LineageError for an unknown model."""
+    entries = _history.read(store_client(), name)
+    if not entries:
+        list_versions(name)
+    return entries
+
+
+__all__ = [
+    "Entry",
+    "Mirror",
+    "Move",
+    "Verdict",
+    "Version",
+    "challenger",
+    "champion",
+    "champion_at",
+    "check",
+    "diff",
+    "find",
+    "get",
+    "history",
+    "labels",
+    "list_models",
+    "list_versions",
+    "promote",
+    "register_version",
+    "rollback",
+    "settle_aliases",
+]
