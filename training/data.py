@@ -67,37 +67,19 @@ def prepare(data: DataConfig, *, home: Path) -> PreparedData:
     already.
 
     Raises TrainingError in one line for a root that is missing, empty or malformed, a class without images,
-    images that do not decode, a split without some class, data that cannot be found or downloaded, and a
-    full disk."""
-    _check_fractions(data)
-    name = dataset_name(data)
-    parent = Path(home).absolute() / "data"
-    target = parent / name
-    folder = imagefolder.list_folder(data.root) if data.source == "imagefolder" else None
-    request = _request(data, folder)
+    images that do not decode, a split without some class, data that cannot be found, and a full disk.
+    """
+    wanted = _Wanted.by(data, home=home)
+    name, parent = wanted.target.name, wanted.target.parent
     with no_space_is_one_line(parent), replace_lock(parent, name):
-        present = _read(target)
-        if present is not None and present["request"] == request and present["listing"] == _listing(target):
-            log.info("data %s: up to date, %s", name, _counts(present))
-            return _prepared(target, present, reused=True)
-        if target.exists():
-            reason = (
-                "unfinished or changed on disk"
-                if present is None or present["request"] == request
-                else "changed"
-            )
-            log.info("data %s: %s, preparing it again", name, reason)
-        for leftover in parent.glob(f".{name}.old-*"):
-            shutil.rmtree(leftover)
+        record = wanted.present()
+        if record is not None:
+            log.info("data %s: up to date, %s", name, _counts(record))
+            return _prepared(wanted.target, record, reused=True)
+        if wanted.target.exists():
+            log.info("data %s: unfinished, or changed since; preparing it again", name)
         with _staging(parent, name) as staging:
-            if folder is not None:
-                plan = imagefolder.plan(folder, data)
-                classes, quarantined = plan.classes, plan.quarantined
-                _write_files(staging, plan, root=folder.root)
-            else:
-                arrays = _arrays(data, parent)
-                classes, quarantined = arrays.classes, []
-                _write_arrays(staging, arrays, max_per_class=data.max_per_class)
+            classes, quarantined = _fill(staging, data, wanted.folder, downloads=parent / ".downloads")
             record = {
                 "schema_version": SCHEMA_VERSION,
                 "name": name,
@@ -105,16 +87,25 @@ def prepare(data: DataConfig, *, home: Path) -> PreparedData:
                 "classes": list(classes),
                 "splits": {split: {"num_images": len(image_files(staging / split))} for split in SPLITS},
                 "digest": tree_digest(staging),
-                "request": request,
+                "request": wanted.request,
                 "listing": _listing(staging),
                 "quarantined": quarantined,
             }
-            _publish(staging, target, record)
+            _publish(staging, wanted.target, record)
     if quarantined:
-        log.warning("data %s: left out %d images that do not decode (listed in %s)", name, len(quarantined),
-                    target / DATASET_JSON)  # fmt: skip
-    log.info("data %s: prepared %s in %s", name, _counts(record), target)
-    return _prepared(target, record, reused=False)
+        listed = wanted.target / DATASET_JSON
+        log.warning(
+            "data %s: %d images do not decode and are left out, see %s", name, len(quarantined), listed
+        )
+    log.info("data %s: prepared %s in %s", name, _counts(record), wanted.target)
+    return _prepared(wanted.target, record, reused=False)
+
+
+def find(data: DataConfig, *, home: Path) -> PreparedData | None:
+    """What `prepare` would find there already; None when it would have work to do. Raises as it does."""
+    wanted = _Wanted.by(data, home=home)
+    record = wanted.present()
+    return None if record is None else _prepared(wanted.target, record, reused=True)
 
 
 def load(root: Path) -> PreparedData:
@@ -151,24 +142,54 @@ def _check_fractions(data: DataConfig) -> None:
         raise TrainingError(f"data.root {data.root} is for imagefolder only, not for {data.source}")
 
 
-def _request(data: DataConfig, folder: imagefolder.Folder | None) -> dict[str, Any]:
-    """What the recipe asks for, as it is compared with what lies on disk."""
-    return {
-        "source": data.source,
-        "root": str(folder.root) if folder else None,
-        "stamp": folder.stamp() if folder else None,
-        "val_fraction": data.val_fraction,
-        "test_fraction": data.test_fraction,
-        "split_seed": data.split_seed,
-        "on_corrupt": data.on_corrupt,
-        "max_per_class": data.max_per_class,
-    }
+@dataclass(frozen=True, kw_only=True)
+class _Wanted:
+    """What the recipe asks for, and where."""
+
+    target: Path
+    folder: imagefolder.Folder | None
+    """The user's own images, listed; None for a data set that comes as arrays."""
+    request: dict[str, Any]
+    """As it is written into dataset.json and compared with it."""
+
+    @classmethod
+    def by(cls, data: DataConfig, *, home: Path) -> "_Wanted":
+        _check_fractions(data)
+        folder = imagefolder.list_folder(data.root) if data.source == "imagefolder" else None
+        request = {
+            "source": data.source,
+            "root": str(folder.root) if folder else None,
+            "stamp": folder.stamp() if folder else None,
+            "val_fraction": data.val_fraction,
+            "test_fraction": data.test_fraction,
+            "split_seed": data.split_seed,
+            "on_corrupt": data.on_corrupt,
+            "max_per_class": data.max_per_class,
+        }
+        return cls(target=Path(home).absolute() / "data" / dataset_name(data), folder=folder, request=request)
+
+    def present(self) -> dict[str, Any] | None:
+        """dataset.json when it is what is wanted and its files are still there."""
+        record = _read(self.target)
+        if record is None or record["request"] != self.request or record["listing"] != _listing(self.target):
+            return None
+        return record
 
 
-def _arrays(data: DataConfig, parent: Path) -> sources.Arrays:
+def _fill(
+    staging: Path, data: DataConfig, folder: imagefolder.Folder | None, *, downloads: Path
+) -> tuple[tuple[str, ...], list[dict[str, str]]]:
+    """Write or link all images; returns (classes, quarantined)."""
+    if folder is not None:
+        plan = imagefolder.plan(folder, data)
+        _write_files(staging, plan, root=folder.root)
+        return plan.classes, plan.quarantined
     if data.source == "digits":
-        return sources.digits(data)
-    return sources.fashion_mnist(data, download_to=parent / ".downloads")
+        arrays = sources.digits(data)
+    else:
+        arrays = sources.fashion_mnist(data, download_to=downloads)
+    _write_arrays(staging, arrays, max_per_class=data.max_per_class)
+    return arrays.classes, []
 
 
 def _write_arrays(staging: Path, arrays: sources.Arrays, *, max_per_class: int | None) -> None:
@@ -260,7 +281,7 @@ def _counts(record: dict[str, Any]) -> str:
 def _staging(parent: Path, name: str) -> Iterator[Path]:
     """A fresh folder beside the target; what a killed preparation of the same name left is removed
     first."""
-    for leftover in parent.glob(f".{name}.new/.staging-*"):
+    for leftover in (*parent.glob(f".{name}.old-*"), parent / f".{name}.new"):
         shutil.rmtree(leftover, ignore_errors=True)
     with staging_directory(parent / f".{name}.new") as staging:
         yield staging
