@@ -366,7 +366,7 @@ def settle_aliases(client: MlflowClient, name: str) -> list[str]:
     They differ after a command was killed between its entry and its alias, and when somebody moved an alias
     with MLflow's own tools. The history is right in both cases.
     """
-    lines = []
+    lines: list[str] = []
     while True:
         entries = history.read(client, name)
         wanted = {entry.alias: entry.to_version for entry in entries if entry.effective}
