@@ -1,0 +1,25 @@
+"""`python -m isthmus.serving --model_name=… --model_base_path=… --port=… --rest_api_port=…`."""
+
+import logging
+import sys
+
+from isthmus.serving import flags
+from isthmus.serving.errors import ServingError
+
+
+def main() -> int:
+    """Parse the flags, serve, and return the exit code; an error is one line on stderr."""
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    try:
+        config = flags.parse(sys.argv[1:])
+        from isthmus.serving.server import serve
+
+        serve(config)
+    except ServingError as error:
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,83 @@
+"""The server's configuration: one field per flag of tensorflow_model_server, under the flag's own name.
+
+A recipe's `serving:` section and the command line (`flags.parse`) both become this object; nothing else configures
+the server. Fields that tensorflow_model_server does not have are marked "(not in tensorflow_model_server)".
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["ServingConfig"]
+
+
+@dataclass(kw_only=True)
+class ServingConfig:
+    """Everything the embedded server can be told."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  (pydantic reads a plain dict)
+
+    host: str = "127.0.0.1"
+    """Address to listen on: loopback unless told otherwise; 0.0.0.0 for all (not in tensorflow_model_server)."""
+
+    port: int = 8500
+    """TCP port of the gRPC API. 0: any free port (tensorflow_model_server: disabled)."""
+
+    rest_api_port: int = 8501
+    """TCP port of the REST API. 0: any free port (tensorflow_model_server: disabled)."""
+
+    rest_api_num_threads: int = 0
+    """Threads that process REST requests. 0: four per CPU."""
+
+    rest_api_timeout_in_ms: int = 30000
+    """Time limit of one REST request in ms; past it the answer is 504."""
+
+    model_name: str = "default"
+    """Name of the one model, unless model_config_file is given."""
+
+    model_base_path: Path | None = None
+    """Folder of the one model, holding a folder per version (1/, 2/, ...), unless model_config_file is given."""
+
+    file_system_poll_wait_seconds: float = 1.0
+    """Seconds between two looks at the base paths for new versions. 0: look once at the start. Negative: never look."""
+
+    max_num_load_retries: int = 5
+    """How often a version that failed to load is tried again."""
+
+    load_retry_interval_micros: int = 60_000_000
+    """Microseconds between two attempts to load a version."""
+
+    enable_model_warmup: bool = True
+    """Replay assets.extra/tf_serving_warmup_requests before a version becomes AVAILABLE."""
+
+    num_request_iterations_for_warmup: int = 1
+    """How many times the warm-up records are replayed."""
+
+    enable_signature_method_name_check: bool = False
+    """Demand that a signature's method_name is the one of the API that calls it."""
+
+    enable_serialization_as_tensor_content: bool = False
+    """Answer gRPC Predict with tensor_content instead of the repeated fields (float_val, ...)."""
+
+    saved_model_tags: str = "serve"
+    """Comma-separated tags of the MetaGraphDef to load."""
+
+    grpc_max_threads: int = 0
+    """Threads that process gRPC requests. 0: four per CPU."""
+
+    tensorflow_session_parallelism: int = 0
+    """Threads of one TensorFlow session, for both intra- and inter-op parallelism. 0: TensorFlow's choice."""
+
+    tensorflow_intra_op_parallelism: int = 0
+    """Threads within one TensorFlow operation. 0: TensorFlow's choice."""
+
+    tensorflow_inter_op_parallelism: int = 0
+    """Operations of one request run in parallel. 0: TensorFlow's choice."""
+
+    per_process_gpu_memory_fraction: float = 0.0
+    """Share of the GPU's memory to allocate at the start, 0 to 1. 0: TensorFlow's choice."""
+
+    drain_seconds: float = 30.0
+    """After SIGTERM: how long requests in flight may take before they are cut off (not in tensorflow_model_server)."""
+
+    parent_pid: int = 0
+    """Stop when this process is no longer the parent. 0: never (not in tensorflow_model_server)."""

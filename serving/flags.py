@@ -1,0 +1,113 @@
+"""tensorflow_model_server's command line for the embedded server: its flag names become `ServingConfig` fields.
+
+python -m isthmus.serving --model_name=digits --model_base_path=.isthmus/serving/digits --port=8500
+"""
+
+import argparse
+import ast
+import inspect
+from collections.abc import Sequence
+from dataclasses import MISSING, Field, fields
+from pathlib import Path
+from typing import Any, NoReturn, get_type_hints
+
+from isthmus.serving import config
+from isthmus.serving.config import ServingConfig
+from isthmus.serving.errors import ServingError
+
+__all__ = ["UNSUPPORTED", "parse"]
+
+# Flags of tensorflow_model_server that mean nothing here: refused by name, never ignored.
+UNSUPPORTED = (
+    "enable_profiler",
+    "experimental_cc_shared_library",
+    "flush_filesystem_caches",
+    "force_allow_any_version_labels_for_unavailable_models",
+    "grpc_channel_arguments",
+    "mixed_precision",
+    "model_metadata",
+    "num_load_threads",
+    "num_unload_threads",
+    "platform_config_file",
+    "prefer_tflite_model",
+    "remove_unused_fields_from_bundle_metagraph",
+    "skip_initialize_tpu",
+    "thread_pool_factory_config_file",
+    "tensorflow_intra_op_parallelism_cores",
+    "total_model_memory_limit_bytes",
+    "use_alts_credentials",
+    "use_tflite_model",
+    "xla_cpu_compilation_enabled",
+    "xla_gpu_compilation_enabled",
+)
+
+
+def parse(arguments: Sequence[str]) -> ServingConfig:
+    """The configuration that a command line describes.
+
+    Raises:
+        ServingError: an unknown, unsupported or malformed flag, by name.
+        SystemExit: after `--help`.
+    """
+    parser = _parser()
+    _refuse_unsupported(arguments)
+    values = vars(parser.parse_args(list(arguments)))
+    return ServingConfig(**{name: value for name, value in values.items() if value is not None})
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ServingError(f"{message}; `isthmus serve --help` lists the flags")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="isthmus serve", description=__doc__, allow_abbrev=False)
+    documented, types = _field_docs(), get_type_hints(ServingConfig)
+    for option in fields(ServingConfig):
+        default = _default(option)
+        text = f"{documented[option.name]} [{'none' if default is None else default}]".replace("%", "%%")
+        if types[option.name] is bool:
+            parser.add_argument(
+                f"--{option.name}", type=_bool, nargs="?", const=True, metavar="BOOL", help=text
+            )
+        else:
+            kind = Path if option.name.endswith(("_path", "_file")) else types[option.name]
+            parser.add_argument(f"--{option.name}", type=kind, metavar=kind.__name__.upper(), help=text)
+    return parser
+
+
+def _default(option: "Field[Any]") -> object:
+    return option.default if option.default is not MISSING else None
+
+
+def _bool(text: str) -> bool:
+    known = {"true": True, "1": True, "false": False, "0": False}
+    if text.lower() not in known:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+    return known[text.lower()]
+
+
+def _refuse_unsupported(arguments: Sequence[str]) -> None:
+    for argument in arguments:
+        name = argument.removeprefix("--").split("=", 1)[0]
+        if argument.startswith("--") and name in UNSUPPORTED:
+            raise ServingError(f"--{name} of tensorflow_model_server is not supported by the embedded server")
+
+
+def _field_docs() -> dict[str, str]:
+    """The string literal under each field of `ServingConfig`."""
+    (definition,) = [
+        node
+        for node in ast.parse(inspect.getsource(config)).body
+        if isinstance(node, ast.ClassDef) and node.name == ServingConfig.__name__
+    ]
+    docs = {}
+    for statement, following in zip(definition.body, definition.body[1:], strict=False):
+        if (
+            isinstance(statement, ast.AnnAssign)
+            and isinstance(statement.target, ast.Name)
+            and isinstance(following, ast.Expr)
+            and isinstance(following.value, ast.Constant)
+        ):
+            docs[statement.target.id] = " ".join(str(following.value.value).split())
+    return docs

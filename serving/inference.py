@@ -1,0 +1,166 @@
+"""Predict on a loaded model: which tensors are fed, which are fetched, and every text the API answers with.
+
+The rules and texts are those of tensorflow_serving/servables/tensorflow/predict_util.cc and
+tensorflow/cc/saved_model/util.cc.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from isthmus.serving import tensors
+from isthmus.serving.errors import RequestError
+from isthmus.serving.savedmodel import DEFAULT_SIGNATURE, SavedModel
+from isthmus.serving.status import Code
+
+__all__ = ["input_infos", "predict", "predict_from_protos"]
+
+PREDICT_METHOD = "tensorflow/serving/predict"
+CLASSIFY_METHOD = "tensorflow/serving/classify"
+REGRESS_METHOD = "tensorflow/serving/regress"
+
+Arrays = Mapping[str, np.ndarray[Any, Any]]
+
+
+def predict_from_protos(
+    model: SavedModel,
+    signature_name: str,
+    protos: Mapping[str, Any],
+    output_filter: Sequence[str] = (),
+    *,
+    check_method_name: bool = False,
+    timeout_ms: int = 0,
+) -> dict[str, np.ndarray[Any, Any]]:
+    """`predict` of TensorProtos, as the gRPC API does it.
+
+    Raises:
+        RequestError: FAILED_PRECONDITION for an unknown signature; INVALID_ARGUMENT for wrong inputs.
+    """
+    signature = _signature_for_grpc(model, signature_name)
+    _check_inputs(signature, protos, check_method_name=check_method_name)
+    arrays = {}
+    for alias, proto in protos.items():
+        try:
+            arrays[alias] = tensors.array_from_proto(proto)
+        except ValueError as error:
+            if alias in signature.inputs:
+                raise RequestError(Code.INVALID_ARGUMENT, f"tensor parsing error: {alias}") from error
+    return _run(model, signature, arrays, protos, output_filter, timeout_ms)
+
+
+def predict(
+    model: SavedModel,
+    signature_name: str,
+    arrays: Arrays,
+    *,
+    check_method_name: bool = False,
+    timeout_ms: int = 0,
+) -> dict[str, np.ndarray[Any, Any]]:
+    """Run a signature on arrays by input alias; all its outputs by alias, sorted.
+
+    Raises:
+        RequestError: FAILED_PRECONDITION for an unknown signature; INVALID_ARGUMENT for wrong inputs.
+    """
+    signature = _signature_for_grpc(model, signature_name)
+    _check_inputs(signature, arrays, check_method_name=check_method_name)
+    return _run(model, signature, arrays, arrays, (), timeout_ms)
+
+
+def input_infos(model: SavedModel, signature_name: str) -> Mapping[str, Any]:
+    """TensorInfo by input alias, as the REST API looks it up to parse a body.
+
+    Raises:
+        RequestError: INVALID_ARGUMENT for an unknown signature (the gRPC API has another text and code).
+    """
+    name = signature_name or DEFAULT_SIGNATURE
+    signature = model.signatures.get(name)
+    if signature is None:
+        raise RequestError(
+            Code.INVALID_ARGUMENT, f'Serving signature name: "{name}" not found in signature def'
+        )
+    inputs: Mapping[str, Any] = signature.inputs
+    return inputs
+
+
+def _signature_for_grpc(model: SavedModel, signature_name: str) -> Any:
+    name = signature_name or DEFAULT_SIGNATURE
+    signature = model.signatures.get(name)
+    if signature is None:
+        raise RequestError(Code.FAILED_PRECONDITION, f'Serving signature key "{name}" not found.')
+    return signature
+
+
+def _check_inputs(signature: Any, sent: Collection[str], *, check_method_name: bool) -> None:
+    known_methods = (PREDICT_METHOD, CLASSIFY_METHOD, REGRESS_METHOD)
+    if check_method_name and signature.method_name not in known_methods:
+        raise RequestError(
+            Code.INTERNAL,
+            f"Expected prediction signature method_name to be one of {{{', '.join(known_methods)}}}. "
+            f"Was: {signature.method_name}",
+        )
+    wanted = signature.inputs
+    if len(sent) > len(wanted) or (len(sent) < len(wanted) and not signature.defaults):
+        sent_names, wanted_names = sorted(sent), sorted(wanted)
+        extra = sorted(set(sent_names) - set(wanted_names))
+        missing = sorted(set(wanted_names) - set(sent_names))
+        raise RequestError(
+            Code.INVALID_ARGUMENT,
+            f"input size does not match signature: {len(sent)}!={len(wanted)} "
+            f"len({{{','.join(sent_names)}}}) != len({{{','.join(wanted_names)}}}). "
+            f"Sent extra: {{{','.join(extra)}}}. Missing but required: {{{','.join(missing)}}}.",
+        )
+
+
+def _run(
+    model: SavedModel,
+    signature: Any,
+    arrays: Arrays,
+    sent: Collection[str],
+    output_filter: Sequence[str],
+    timeout_ms: int,
+) -> dict[str, np.ndarray[Any, Any]]:
+    feeds = [
+        (signature.inputs[alias].name, _input(signature, alias, arrays, sent))
+        for alias in sorted(signature.inputs)
+    ]
+    used = [alias for alias in sorted(signature.inputs) if alias in sent]
+    if len(used) != len(sent):
+        raise RequestError(
+            Code.INVALID_ARGUMENT,
+            f"Inputs contains invalid name. Used request inputs: {','.join(used)}, "
+            f"request input: {','.join(sorted(sent))}",
+        )
+    aliases = _outputs(signature, output_filter)
+    values = model.run(feeds, [signature.outputs[alias].name for alias in aliases], timeout_ms=timeout_ms)
+    return dict(zip(aliases, values, strict=True))
+
+
+def _input(signature: Any, alias: str, arrays: Arrays, sent: Collection[str]) -> np.ndarray[Any, Any]:
+    if alias in arrays:
+        return arrays[alias]
+    if alias in signature.defaults:
+        return tensors.array_from_proto(signature.defaults[alias])
+    raise RequestError(
+        Code.INVALID_ARGUMENT,
+        f"Signature input alias: {alias}(feed name: {signature.inputs[alias].name}) not found in request and no "
+        f"default value provided. Inputs expected to be in the request {{{','.join(sorted(sent))}}}, "
+        f"or default input alias set: {','.join(sorted(signature.defaults))}",
+    )
+
+
+def _outputs(signature: Any, output_filter: Sequence[str]) -> list[str]:
+    if not output_filter:
+        return sorted(signature.outputs)
+    aliases: list[str] = []
+    for alias in output_filter:
+        if alias not in signature.outputs:
+            raise RequestError(
+                Code.INVALID_ARGUMENT,
+                f"output tensor alias not found in signature: {alias} "
+                f"Outputs expected to be in the set {{{','.join(sorted(signature.outputs))}}}.",
+            )
+        if alias in aliases:
+            raise RequestError(Code.INVALID_ARGUMENT, f"duplicate output tensor alias: {alias}")
+        aliases.append(alias)
+    return aliases

@@ -1,0 +1,125 @@
+"""JSON text as RapidJSON reads and writes it: NaN and Infinity literals, its parse errors, its pretty printer.
+
+Reading tries the fast parsers first; only a text that they refuse is read by `rapidjson_reader`, which knows RapidJSON's
+error texts and offsets.
+"""
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+import orjson
+
+from isthmus.serving import rapidjson_reader
+
+__all__ = ["decimal", "decimals", "parse", "pretty", "quoted", "type_name"]
+
+# Above this size a text that orjson refuses (mostly for its NaNs) is given to the standard library's C scanner
+# before the careful reader: a megabyte of NaNs would take that one seconds.
+_CAREFUL_BELOW_BYTES = 1 << 16
+_INDENT = "    "
+
+
+def parse(text: bytes) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        RequestError: INVALID_ARGUMENT `JSON Parse error: … at offset: …`.
+    """
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        pass
+    if len(text) >= _CAREFUL_BELOW_BYTES and b"Inf" not in text.replace(b"Infinity", b""):
+        try:
+            return json.loads(text)
+        except (ValueError, RecursionError):
+            pass
+    return rapidjson_reader.parse(text)
+
+
+def pretty(value: Any) -> str:
+    """A JSON value as the API's error texts quote it: RapidJSON's PrettyWriter, four spaces."""
+    return _pretty(value, 0) if not isinstance(value, float) else decimal(value, single=abs(value) <= 3.4e38)
+
+
+def type_name(value: Any) -> str:
+    """RapidJSON's name of a value's type, as the API's error texts spell it."""
+    if value is None:
+        return "Null"
+    if isinstance(value, bool):
+        return "True" if value else "False"
+    if isinstance(value, dict):
+        return "Object"
+    if isinstance(value, list):
+        return "Array"
+    return "String" if isinstance(value, str) else "Number"
+
+
+def decimal(value: float, *, single: bool) -> str:
+    """A number as the API writes it: %g, or more digits where six do not read back; ".0" on whole numbers.
+
+    Args:
+        value: any float, NaN and infinities included.
+        single: whether the number is a float32 (nine digits suffice) or a float64 (seventeen).
+    """
+    return decimals(np.array([value], np.float32 if single else np.float64))[0]
+
+
+def decimals(values: np.ndarray[Any, Any]) -> list[str]:
+    """`decimal` of every element of a flat float32 or float64 array."""
+    numbers = values.tolist()
+    texts = ("%g " * len(numbers) % tuple(numbers)).split()
+    read_back = np.array(texts, np.float64).astype(values.dtype)
+    precision = 9 if values.dtype == np.float32 else 17
+    for index in np.flatnonzero(read_back != values).tolist():
+        number = numbers[index]
+        if math.isnan(number):
+            texts[index] = "NaN"
+        else:
+            texts[index] = f"{number:.{precision}g}"
+    for index, text in enumerate(texts):
+        if "." not in text and "e" not in text:
+            texts[index] = _WORDS.get(text) or f"{text}.0"
+    return texts
+
+
+_WORDS = {"inf": "Infinity", "-inf": "-Infinity", "NaN": "NaN"}
+
+_ESCAPES = {code: f"\\u{code:04X}" for code in range(0x20)} | {
+    ord('"'): '\\"',
+    ord("\\"): "\\\\",
+    8: "\\b",
+    9: "\\t",
+    10: "\\n",
+    12: "\\f",
+    13: "\\r",
+}
+
+
+def quoted(text: str) -> str:
+    """A JSON string with RapidJSON's escapes; everything beyond ASCII stays as it is."""
+    return f'"{text.translate(_ESCAPES)}"'
+
+
+def _pretty(value: Any, depth: int) -> str:
+    inner, outer = _INDENT * (depth + 1), _INDENT * depth
+    if isinstance(value, dict):
+        if not value:
+            return "{}"
+        members = ",\n".join(
+            f"{inner}{quoted(key)}: {_pretty(member, depth + 1)}" for key, member in value.items()
+        )
+        return f"{{\n{members}\n{outer}}}"
+    if isinstance(value, list):
+        if not value:
+            return "[]"
+        elements = ",\n".join(f"{inner}{_pretty(element, depth + 1)}" for element in value)
+        return f"[\n{elements}\n{outer}]"
+    if isinstance(value, str):
+        return quoted(value)
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    # Inside a container RapidJSON's own Double(): the shortest text that reads back; nothing at all for NaN.
+    return str(value) if isinstance(value, int) else (repr(value) if math.isfinite(value) else "")

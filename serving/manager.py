@@ -1,0 +1,418 @@
+"""The versions that run: polls the base paths, loads, swaps and unloads, and hands out models to requests.
+
+One thread drives everything (`ModelManager._drive`): it looks at the base paths, asks `versions.next_action` for each
+model, and gives loads and unloads to a small pool. Requests only ever read a table that is replaced as a whole.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from isthmus.serving.errors import RequestError, ServingError
+from isthmus.serving.routing import ModelRef
+from isthmus.serving.savedmodel import SavedModel, is_complete
+from isthmus.serving.status import Code
+from isthmus.serving.versions import (
+    Snapshot,
+    State,
+    VersionPolicy,
+    aspired_versions,
+    next_action,
+    parse_version,
+)
+
+__all__ = ["ModelManager", "ModelSettings", "Servable"]
+
+logger = logging.getLogger(__name__)
+
+_NUM_LOAD_THREADS = 2
+
+
+class Loader(Protocol):
+    """Loads and warms up one version; called in a pool thread."""
+
+    def __call__(self, name: str, version: int, path: Path) -> SavedModel: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """One model that the server was told to serve."""
+
+    name: str
+    """The name that requests use."""
+
+    base_path: Path
+    """Folder with numbered version folders."""
+
+    policy: VersionPolicy = VersionPolicy()
+    """Which of them to serve."""
+
+    labels: Mapping[str, int] = field(default_factory=dict)
+    """Version by label."""
+
+
+class Servable:
+    """One version of one model: its state, its loaded graph and the number of requests that are using it."""
+
+    def __init__(self, name: str, version: int, path: Path) -> None:
+        self.name = name
+        self.version = version
+        self.path = path
+        self.state = State.START
+        self.error: RequestError | None = None
+        self.is_aspired = True
+        self.model: SavedModel | None = None
+        self._num_users = 0
+        self._is_retired = False
+        self._unused = threading.Condition()
+
+    def acquire(self) -> SavedModel | None:
+        """The loaded model, kept from being unloaded until `release`; None when it is already on its way out."""
+        with self._unused:
+            if self._is_retired:
+                return None
+            self._num_users += 1
+            return self.model
+
+    def release(self) -> None:
+        """The counterpart of `acquire`."""
+        with self._unused:
+            self._num_users -= 1
+            if not self._num_users:
+                self._unused.notify_all()
+
+    def retire(self) -> SavedModel | None:
+        """Wait until no request uses the model, hand it out to no further one, and return it for closing."""
+        with self._unused:
+            self._unused.wait_for(lambda: self._num_users == 0)
+            self._is_retired = True
+            model, self.model = self.model, None
+            return model
+
+
+class ModelManager:
+    """Keeps the models of `configure` served, as the folders under their base paths come and go.
+
+    Args:
+        load: loads and warms up one version.
+        poll_wait_seconds: between two looks at the base paths; 0 looks once per configuration, negative never.
+        max_num_load_retries: how often a failed load is tried again.
+        load_retry_interval_seconds: the pause between two attempts.
+    """
+
+    def __init__(
+        self,
+        load: Loader,
+        *,
+        poll_wait_seconds: float = 1.0,
+        max_num_load_retries: int = 5,
+        load_retry_interval_seconds: float = 60.0,
+    ) -> None:
+        self._load = load
+        self._poll_wait_seconds = poll_wait_seconds
+        self._max_num_load_retries = max_num_load_retries
+        self._load_retry_interval_seconds = load_retry_interval_seconds
+        self._settings: dict[str, ModelSettings] = {}
+        self._servables: dict[str, dict[int, Servable]] = {}
+        # name -> (versions ascending, servable by version); replaced as a whole, read without the lock.
+        self._available: dict[str, tuple[tuple[int, ...], dict[int, Servable]]] = {}
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._poll_now = True
+        self._warned: set[tuple[str, str]] = set()
+        self._pool = ThreadPoolExecutor(_NUM_LOAD_THREADS, thread_name_prefix="model-loader")
+        self._driver = threading.Thread(target=self._drive, name="model-manager", daemon=True)
+
+    # ---- what the server tells it ----
+
+    def start(self) -> None:
+        """Begin to poll and load."""
+        self._driver.start()
+
+    def configure(self, models: Iterable[ModelSettings]) -> None:
+        """Serve exactly these models from now on; those that are not listed any more are unloaded."""
+        with self._changed:
+            self._settings = {settings.name: settings for settings in models}
+            for name, servables in self._servables.items():
+                if name not in self._settings:
+                    for servable in servables.values():
+                        servable.is_aspired = False
+            self._poll_now = True
+            self._changed.notify_all()
+
+    def wait_until_available(self, names: Iterable[str], *, timeout_s: float | None = None) -> None:
+        """Return when each of the models has an available version.
+
+        Raises:
+            ServingError: a model's versions all failed to load, with each one's error; or time is up, or the manager
+                was stopped.
+        """
+        waited = set(names)
+        with self._changed:
+            done = self._changed.wait_for(lambda: self._stopping or self._settled(waited), timeout_s)
+            missing = sorted(name for name in waited if not self._available.get(name, ((), {}))[0])
+            failed = [
+                s for name in missing for s in self._servables.get(name, {}).values() if s.error is not None
+            ]
+        if failed:
+            listing = ", ".join(
+                f"{{name: {s.name} version: {s.version}}} due to error: {s.error}" for s in failed
+            )
+            raise ServingError(f"{len(failed)} servable(s) did not become available: {{{listing}}}")
+        if not done:
+            raise ServingError(f"no version of {', '.join(missing)} became available within {timeout_s:g} s")
+        if missing:
+            raise ServingError(f"stopped before a version of {', '.join(missing)} was available")
+
+    def request_stop(self) -> None:
+        """Stop polling and loading, and end every wait; safe in a signal handler."""
+        self._stopping = True
+        threading.Thread(target=self._wake, name="model-manager-stop", daemon=True).start()
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    def stop(self) -> None:
+        """Stop polling and unload everything; requests in flight are waited for."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+        if self._driver.is_alive():
+            self._driver.join()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        for servables in self._servables.values():
+            for servable in servables.values():
+                if servable.state is State.AVAILABLE:
+                    servable.state = State.UNLOADING
+                    self._publish(servable.name)
+                    self._unload(servable)
+
+    # ---- what requests ask it ----
+
+    @contextmanager
+    def model(self, ref: ModelRef) -> Iterator[tuple[SavedModel, int]]:
+        """The loaded model that a request names, with its version number.
+
+        Raises:
+            RequestError: INVALID_ARGUMENT without a name or with an unknown label; NOT_FOUND `Servable not found
+                for request: Latest(name)` or `Specific(name, version)`.
+        """
+        while True:
+            servable = self._find(ref)
+            model = servable.acquire()
+            if model is not None:
+                break
+        try:
+            yield model, servable.version
+        finally:
+            servable.release()
+
+    def statuses(self, ref: ModelRef) -> list[Servable]:
+        """Every version of the model that this process ever saw, newest first; or the one version that ref names.
+
+        Raises:
+            RequestError: NOT_FOUND.
+        """
+        version = self._version_of(ref)
+        with self._changed:
+            servables = self._servables.get(ref.name, {})
+            if version is None:
+                if not servables:
+                    raise RequestError(Code.NOT_FOUND, f"Could not find any versions of model {ref.name}")
+                return [servables[number] for number in sorted(servables, reverse=True)]
+            if version not in servables:
+                raise RequestError(Code.NOT_FOUND, f"Could not find version {version} of model {ref.name}")
+            return [servables[version]]
+
+    def model_names(self) -> list[str]:
+        """The models that the server was told to serve."""
+        return sorted(self._settings)
+
+    def _find(self, ref: ModelRef) -> Servable:
+        if not ref.name:
+            raise RequestError(Code.INVALID_ARGUMENT, "ModelSpec has no name specified.")
+        version = self._version_of(ref)
+        versions, servables = self._available.get(ref.name, ((), {}))
+        if version is None:
+            if versions:
+                return servables[versions[-1]]
+            raise RequestError(Code.NOT_FOUND, f"Servable not found for request: Latest({ref.name})")
+        if version in servables:
+            return servables[version]
+        raise RequestError(Code.NOT_FOUND, f"Servable not found for request: Specific({ref.name}, {version})")
+
+    def _version_of(self, ref: ModelRef) -> int | None:
+        if ref.label is None:
+            return ref.version
+        settings = self._settings.get(ref.name)
+        if settings is None or ref.label not in settings.labels:
+            raise RequestError(Code.INVALID_ARGUMENT, f"Unrecognized servable version label: {ref.label}")
+        return settings.labels[ref.label]
+
+    # ---- the driving thread ----
+
+    def _drive(self) -> None:
+        next_poll = 0.0
+        while True:
+            with self._changed:
+                if self._stopping:
+                    return
+                due = self._poll_now or (self._poll_wait_seconds > 0 and time.monotonic() >= next_poll)
+                self._poll_now = False
+            if due:
+                next_poll = time.monotonic() + self._poll_wait_seconds
+                self._poll()
+            self._act()
+            with self._changed:
+                if not self._stopping and not self._poll_now:
+                    pause = next_poll - time.monotonic() if self._poll_wait_seconds > 0 else None
+                    self._changed.wait(None if pause is None else max(pause, 0.0))
+
+    def _poll(self) -> None:
+        for settings in list(self._settings.values()):
+            try:
+                folders = self._complete_versions(settings)
+            except OSError as error:
+                # A base path that cannot be read says nothing about what to serve: what runs goes on.
+                self._warn_once(
+                    settings.name,
+                    f"Could not find base path {settings.base_path} for servable {settings.name}: {error}",
+                )
+                continue
+            wanted = aspired_versions(folders, settings.policy)
+            if not wanted:
+                self._warn_once(
+                    settings.name,
+                    f"No versions of servable {settings.name} found under base path {settings.base_path}. "
+                    "Did you forget to name your leaf directory as a number (eg. '/1/')?",
+                )
+            else:
+                self._warned = {pair for pair in self._warned if pair[0] != settings.name}
+            with self._changed:
+                if settings.name in self._settings:
+                    self._aspire(settings, wanted)
+
+    def _complete_versions(self, settings: ModelSettings) -> dict[int, str]:
+        known = self._servables.get(settings.name, {})
+        found: dict[int, str] = {}
+        for folder in sorted(settings.base_path.iterdir()):
+            version = parse_version(folder.name)
+            if version is None:
+                continue
+            runs = version in known and known[version].state is not State.END
+            if is_complete(folder) or (runs and folder.is_dir()):
+                found[version] = folder.name
+        return found
+
+    def _aspire(self, settings: ModelSettings, wanted: Mapping[int, str]) -> None:
+        servables = self._servables.setdefault(settings.name, {})
+        for version, servable in servables.items():
+            servable.is_aspired = version in wanted
+        for version, folder in wanted.items():
+            known = servables.get(version)
+            failed = known is not None and known.error is not None
+            if known is None or (known.state is State.END and not failed):
+                servables[version] = Servable(settings.name, version, settings.base_path / folder)
+        for version in [v for v, s in servables.items() if s.error is not None and not s.is_aspired]:
+            # Gone from disk: should it come back, it is a new version to try.
+            servables[version].error = None
+
+    def _act(self) -> None:
+        with self._changed:
+            for servables in self._servables.values():
+                while True:
+                    snapshots = [Snapshot(s.version, s.state, s.is_aspired) for s in servables.values()]
+                    action = next_action(snapshots)
+                    if action is None:
+                        break
+                    servable = servables[action.version]
+                    if action.kind == "load":
+                        servable.state = State.LOADING
+                        self._submit(self._load_with_retries, servable)
+                    else:
+                        servable.state = State.UNLOADING
+                        self._publish(servable.name)
+                        self._submit(self._unload, servable)
+
+    def _submit(self, job: Callable[[Servable], None], servable: Servable) -> None:
+        self._pool.submit(job, servable).add_done_callback(lambda future: _log_crash(future.exception()))
+
+    def _publish(self, name: str) -> None:
+        """Replace the table that requests read."""
+        ready = {v: s for v, s in sorted(self._servables[name].items()) if s.state is State.AVAILABLE}
+        self._available = {**self._available, name: (tuple(ready), ready)}
+
+    # ---- the pool's threads ----
+
+    def _load_with_retries(self, servable: Servable) -> None:
+        error: RequestError | None = None
+        for attempt in range(self._max_num_load_retries + 1):
+            if attempt and not self._pause_before_retry(servable):
+                break
+            started = time.monotonic()
+            try:
+                servable.model = self._load(servable.name, servable.version, servable.path)
+            except RequestError as failure:
+                error = failure
+                logger.warning("loading %s version %d failed: %s", servable.name, servable.version, failure)
+                continue
+            error = None
+            logger.info(
+                "%s version %d is available (%.1f s)",
+                servable.name,
+                servable.version,
+                time.monotonic() - started,
+            )
+            break
+        with self._changed:
+            servable.error = error
+            servable.state = State.AVAILABLE if error is None else State.END
+            self._publish(servable.name)
+            self._changed.notify_all()
+
+    def _pause_before_retry(self, servable: Servable) -> bool:
+        """False when there is no use in trying again."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._stopping or not servable.is_aspired, self._load_retry_interval_seconds
+            )
+            return not self._stopping and servable.is_aspired
+
+    def _unload(self, servable: Servable) -> None:
+        model = servable.retire()
+        if model is not None:
+            model.close()
+        with self._changed:
+            servable.state = State.END
+            self._publish(servable.name)
+            self._changed.notify_all()
+        logger.info("%s version %d is unloaded", servable.name, servable.version)
+
+    def _settled(self, names: Iterable[str]) -> bool:
+        """Whether every model is available, or one of them can no longer become so by itself."""
+        all_available = True
+        for name in names:
+            if self._available.get(name, ((), {}))[0]:
+                continue
+            all_available = False
+            servables = [s for s in self._servables.get(name, {}).values() if s.is_aspired]
+            if servables and all(s.error is not None for s in servables):
+                return True
+        return all_available
+
+    def _warn_once(self, name: str, text: str) -> None:
+        if (name, text) not in self._warned:
+            self._warned.add((name, text))
+            logger.warning("%s", text)
+
+
+def _log_crash(error: BaseException | None) -> None:
+    if error is not None:
+        logger.error("a load or unload crashed", exc_info=error)

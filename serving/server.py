@@ -1,0 +1,167 @@
+"""The embedded server: what `isthmus serve` and `python -m isthmus.serving` run.
+
+The order: bind both ports (a port in use ends the start within a second), import TensorFlow, load and warm up the
+first version of every model, open the ports, announce them, wait for a signal, drain.
+"""
+
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from isthmus.serving.config import ServingConfig
+from isthmus.serving.errors import ServingError
+from isthmus.serving.grpc_edge import GrpcEdge
+from isthmus.serving.rest_edge import RestEdge
+
+if TYPE_CHECKING:
+    from isthmus.serving.manager import ModelManager, ModelSettings
+    from isthmus.serving.savedmodel import SavedModel
+
+__all__ = ["EmbeddedServer", "serve"]
+
+logger = logging.getLogger(__name__)
+
+
+class EmbeddedServer:
+    """The server as an object: `start`, the ports, `stop`. In one process there may be several.
+
+    Raises:
+        ServingError: no model was named, or a port cannot be bound.
+    """
+
+    def __init__(self, config: ServingConfig) -> None:
+        self.config = config
+        self._models = configured_models(config)
+        self._manager: ModelManager | None = None
+        self._grpc = GrpcEdge(host=config.host, port=config.port, num_threads=config.grpc_max_threads)
+        try:
+            self._rest = RestEdge(
+                host=config.host,
+                port=config.rest_api_port,
+                num_threads=config.rest_api_num_threads,
+                drain_seconds=config.drain_seconds,
+            )
+        except ServingError:
+            self._grpc.stop(0)
+            raise
+
+    @property
+    def grpc_port(self) -> int:
+        """Port of the gRPC API."""
+        return self._grpc.port
+
+    @property
+    def rest_port(self) -> int:
+        """Port of the REST API."""
+        return self._rest.port
+
+    def start(self) -> None:
+        """Load the models, then serve.
+
+        Raises:
+            ServingError: a model could not be loaded.
+        """
+        from isthmus.serving.manager import ModelManager
+        from isthmus.serving.service import Service
+
+        self._manager = ModelManager(
+            self._load,
+            poll_wait_seconds=self.config.file_system_poll_wait_seconds,
+            max_num_load_retries=self.config.max_num_load_retries,
+            load_retry_interval_seconds=self.config.load_retry_interval_micros / 1e6,
+        )
+        self._manager.configure(self._models)
+        self._manager.start()
+        self._manager.wait_until_available(settings.name for settings in self._models)
+        service = Service(self._manager, self.config)
+        self._grpc.start(service)
+        self._rest.start(service.rest)
+
+    def stop(self) -> None:
+        """Refuse new requests, finish those in flight (at most drain_seconds), unload."""
+        self._rest.stop()
+        self._grpc.stop(self.config.drain_seconds)
+        if self._manager is not None:
+            self._manager.stop()
+
+    def abandon_start(self) -> None:
+        """Make a `start` that still waits for a model give up."""
+        if self._manager is not None:
+            self._manager.request_stop()
+
+    def _load(self, name: str, version: int, path: Path) -> "SavedModel":
+        from isthmus.serving import warmup
+        from isthmus.serving.savedmodel import SavedModel, SessionOptions
+
+        config = self.config
+        threads = config.tensorflow_session_parallelism
+        model = SavedModel(
+            path,
+            SessionOptions(
+                tags=tuple(config.saved_model_tags.split(",")),
+                intra_op_threads=config.tensorflow_intra_op_parallelism or threads,
+                inter_op_threads=config.tensorflow_inter_op_parallelism or threads,
+                gpu_memory_fraction=config.per_process_gpu_memory_fraction,
+            ),
+        )
+        if config.enable_model_warmup:
+            try:
+                num_records = warmup.replay(model, num_iterations=config.num_request_iterations_for_warmup)
+            except BaseException:
+                model.close()
+                raise
+            logger.debug("%s version %d: %d warm-up records", name, version, num_records)
+        return model
+
+
+def configured_models(config: ServingConfig) -> "list[ModelSettings]":
+    """The models that a configuration names.
+
+    Raises:
+        ServingError: there is none.
+    """
+    from isthmus.serving.manager import ModelSettings
+
+    if config.model_base_path is None:
+        raise ServingError("no model to serve: give --model_base_path")
+    return [ModelSettings(name=config.model_name, base_path=config.model_base_path.absolute())]
+
+
+def serve(config: ServingConfig) -> None:
+    """Run until SIGTERM or SIGINT; the chosen ports are announced on stdout as one JSON line once they listen.
+
+    Raises:
+        ServingError: as `EmbeddedServer`.
+    """
+    server = EmbeddedServer(config)
+    asked_to_stop = threading.Event()
+
+    def on_signal(number: int, _frame: FrameType | None) -> None:
+        logger.info("%s: finishing requests in flight", signal.Signals(number).name)
+        asked_to_stop.set()
+        server.abandon_start()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, on_signal)
+    try:
+        server.start()
+    except ServingError:
+        server.stop()
+        if asked_to_stop.is_set():
+            return
+        raise
+    announcement = {"grpc_port": server.grpc_port, "rest_port": server.rest_port}
+    sys.stdout.write(json.dumps(announcement) + "\n")
+    sys.stdout.flush()
+    logger.info("serving on %s: gRPC %d, REST %d", config.host, server.grpc_port, server.rest_port)
+    while not asked_to_stop.wait(1.0):
+        if config.parent_pid and os.getppid() != config.parent_pid:
+            logger.warning("the parent process %d is gone", config.parent_pid)
+            break
+    server.stop()

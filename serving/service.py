@@ -1,0 +1,169 @@
+"""Every call of the API on the models that run: what both wires share.
+
+Messages in, messages (or JSON) out; errors leave as `RequestError` and become a response in the edge.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from google.protobuf import json_format
+from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2, predict_pb2
+
+from isthmus.serving import inference, json_request, json_response, tensors
+from isthmus.serving.config import ServingConfig
+from isthmus.serving.errors import RequestError
+from isthmus.serving.manager import ModelManager
+from isthmus.serving.routing import ModelRef, Route
+from isthmus.serving.savedmodel import DEFAULT_SIGNATURE
+from isthmus.serving.status import Code
+
+__all__ = ["Service", "model_ref"]
+
+logger = logging.getLogger(__name__)
+
+_SIGNATURE_DEF = "signature_def"
+
+
+def model_ref(spec: Any) -> ModelRef:
+    """The model that a tensorflow.serving.ModelSpec names."""
+    choice = spec.WhichOneof("version_choice")
+    return ModelRef(
+        spec.name,
+        spec.version.value if choice == "version" else None,
+        spec.version_label if choice == "version_label" else None,
+    )
+
+
+class Service:
+    """The API over a `ModelManager`."""
+
+    def __init__(self, manager: ModelManager, config: ServingConfig) -> None:
+        self.manager = manager
+        self._check_method_name = config.enable_signature_method_name_check
+        self._as_content = config.enable_serialization_as_tensor_content
+        self._rest_timeout_ms = max(config.rest_api_timeout_in_ms, 0)
+
+    # ---- gRPC ----
+
+    def predict(self, request: Any) -> Any:
+        """PredictionService.Predict."""
+        spec = request.model_spec
+        if not request.HasField("model_spec"):
+            raise RequestError(Code.INVALID_ARGUMENT, "Missing ModelSpec")
+        with self.manager.model(model_ref(spec)) as (model, version):
+            outputs = inference.predict_from_protos(
+                model,
+                spec.signature_name,
+                request.inputs,
+                request.output_filter,
+                check_method_name=self._check_method_name,
+            )
+        response = predict_pb2.PredictResponse()
+        response.model_spec.name = spec.name
+        response.model_spec.version.value = version
+        response.model_spec.signature_name = spec.signature_name or DEFAULT_SIGNATURE
+        for alias, array in outputs.items():
+            tensors.fill_proto(response.outputs[alias], array, as_content=self._as_content)
+        return response
+
+    def metadata(self, request: Any) -> Any:
+        """PredictionService.GetModelMetadata."""
+        if not request.HasField("model_spec"):
+            raise RequestError(Code.INVALID_ARGUMENT, "Missing ModelSpec")
+        if not request.metadata_field:
+            raise RequestError(
+                Code.INVALID_ARGUMENT, "GetModelMetadataRequest must specify at least one metadata_field"
+            )
+        for field in request.metadata_field:
+            if field != _SIGNATURE_DEF:
+                raise RequestError(Code.INVALID_ARGUMENT, f"Metadata field {field} is not supported")
+        response = get_model_metadata_pb2.GetModelMetadataResponse()
+        with self.manager.model(model_ref(request.model_spec)) as (model, version):
+            signatures = _signature_map(model.signatures)
+        response.model_spec.name = request.model_spec.name
+        response.model_spec.version.value = version
+        response.metadata[_SIGNATURE_DEF].Pack(signatures)
+        return response
+
+    def status(self, request: Any) -> Any:
+        """ModelService.GetModelStatus."""
+        if not request.HasField("model_spec"):
+            raise RequestError(Code.INVALID_ARGUMENT, "Missing ModelSpec")
+        return self._status(model_ref(request.model_spec))
+
+    # ---- REST ----
+
+    def rest(self, route: Route, body: bytes) -> bytes:
+        """The JSON that answers one REST request."""
+        handlers: dict[str, Callable[[ModelRef, bytes], bytes]] = {
+            "predict": self._rest_predict,
+            "status": self._rest_status,
+            "metadata": self._rest_metadata,
+        }
+        handler = handlers.get(route.verb)
+        if handler is None:
+            raise RequestError(Code.UNIMPLEMENTED, f"{route.verb} is not implemented")
+        return handler(route.model, body)
+
+    def _rest_predict(self, ref: ModelRef, body: bytes) -> bytes:
+        # One hold for parsing and running: the signature that words the errors is the one that runs.
+        def infos_of(signature: str) -> Any:
+            with self.manager.model(ref) as (model, _):
+                return inference.input_infos(model, signature)
+
+        parsed = json_request.parse_predict(body, infos_of)
+        with self.manager.model(ref) as (model, _):
+            outputs = inference.predict(
+                model,
+                parsed.signature_name,
+                parsed.inputs,
+                check_method_name=self._check_method_name,
+                timeout_ms=self._rest_timeout_ms,
+            )
+        return json_response.predictions(outputs, row_format=parsed.row_format)
+
+    def _rest_status(self, ref: ModelRef, _body: bytes) -> bytes:
+        return _json(self._status(ref)).encode()
+
+    def _rest_metadata(self, ref: ModelRef, _body: bytes) -> bytes:
+        with self.manager.model(ref) as (model, version):
+            signatures = _signature_map(model.signatures)
+        response = get_model_metadata_pb2.GetModelMetadataResponse()
+        response.model_spec.name = ref.name
+        response.model_spec.version.value = version
+        return (
+            f'{{\n"model_spec":{_json(response.model_spec)},\n'
+            f'"metadata": {{"signature_def": {_json(signatures)}}}\n}}\n'
+        ).encode()
+
+    def _status(self, ref: ModelRef) -> Any:
+        response = get_model_status_pb2.GetModelStatusResponse()
+        for servable in self.manager.statuses(ref):
+            entry = response.model_version_status.add(version=servable.version, state=int(servable.state))
+            entry.status.SetInParent()
+            if servable.error is not None:
+                entry.status.error_code = int(servable.error.code)
+                entry.status.error_message = servable.error.message
+        return response
+
+
+def _signature_map(signatures: dict[str, Any]) -> Any:
+    result = get_model_metadata_pb2.SignatureDefMap()
+    for name, signature in signatures.items():
+        result.signature_def[name].CopyFrom(signature)
+    return result
+
+
+def _json(message: Any) -> str:
+    """A message as the C++ MessageToJsonString prints it with white space and primitive defaults."""
+    return (
+        json_format.MessageToJson(
+            message,
+            always_print_fields_with_no_presence=True,
+            preserving_proto_field_name=True,
+            indent=1,
+            ensure_ascii=False,
+        )
+        + "\n"
+    )

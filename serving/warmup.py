@@ -1,0 +1,68 @@
+"""Replays a model's own warm-up requests before its version becomes AVAILABLE (saved_model_warmup.cc).
+
+`assets.extra/tf_serving_warmup_requests` is a TFRecord file of tensorflow.serving.PredictionLog, at most 1000 records.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from isthmus.serving import inference
+from isthmus.serving.errors import RequestError
+from isthmus.serving.savedmodel import SavedModel
+from isthmus.serving.status import Code
+
+__all__ = ["WARMUP_FILE", "replay"]
+
+WARMUP_FILE = Path("assets.extra") / "tf_serving_warmup_requests"
+MAX_NUM_RECORDS = 1000
+
+
+def replay(model: SavedModel, *, num_iterations: int = 1) -> int:
+    """Run every record num_iterations times; the number of records.
+
+    Raises:
+        RequestError: the file is unreadable or too long, or a record's request fails; the version must not serve.
+    """
+    path = model.path / WARMUP_FILE
+    if not path.is_file():
+        return 0
+    num_records = 0
+    for log in _records(path):
+        num_records += 1
+        if num_records > MAX_NUM_RECORDS:
+            raise RequestError(
+                Code.INVALID_ARGUMENT,
+                f"Number of warmup records exceeds the maximum ({MAX_NUM_RECORDS}) at {path}",
+            )
+        for _ in range(num_iterations):
+            _run(model, log)
+    return num_records
+
+
+def _records(path: Path) -> Iterator[Any]:
+    import tensorflow as tf
+    from google.protobuf.message import DecodeError
+    from tensorflow_serving.apis import prediction_log_pb2
+
+    try:
+        for record in tf.compat.v1.io.tf_record_iterator(str(path)):
+            yield prediction_log_pb2.PredictionLog.FromString(record)
+    except tf.errors.OpError as error:
+        raise RequestError(
+            Code(error.error_code), f"{error.message}; Please verify your warmup data is in TFRecord format."
+        ) from error
+    except DecodeError as error:
+        raise RequestError(
+            Code.INVALID_ARGUMENT, f"Failed to parse warmup record: {error} from {path}"
+        ) from error
+
+
+def _run(model: SavedModel, log: Any) -> None:
+    kind = log.WhichOneof("log_type")
+    if kind != "predict_log":
+        raise RequestError(Code.UNIMPLEMENTED, f"Unsupported log_type for warmup: {kind}")
+    request = log.predict_log.request
+    inference.predict_from_protos(
+        model, request.model_spec.signature_name, request.inputs, request.output_filter
+    )
