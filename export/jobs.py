@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import json
 import logging
 import signal
 import subprocess
 import sys
+import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,19 @@ log = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG = 1
 _STOP_SECONDS = 10
+_POLL_SECONDS = 0.02
 
 
-def serve_job(arguments: list[str], work: Callable[[Path, dict[str, Any]], dict[str, Any]]) -> int:
+def serve_job(
+    arguments: list[str],
+    work: Callable[[Path, dict[str, Any]], dict[str, Any]],
+    *,
+    prepare: Callable[[], object] = lambda: None,
+) -> int:
     """The child's side: run `work(folder, request)` and leave its result, or its error, in the folder.
 
-    Returns the exit code. A failure that is not an ExportError is a bug: its traceback goes to the log.
+    `prepare` (the imports) runs at once, then request.json is waited for. Returns the exit code. Any failure
+    but an ExportError is a bug: its traceback goes to the log.
     """
     if len(arguments) != 1:
         print("usage: python -m <module> <job folder with request.json>", file=sys.stderr)
@@ -39,6 +46,9 @@ def serve_job(arguments: list[str], work: Callable[[Path, dict[str, Any]], dict[
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
     folder = Path(arguments[0])
     try:
+        prepare()
+        while not (folder / "request.json").is_file():
+            time.sleep(_POLL_SECONDS)
         write_json(folder / "result.json", work(folder, read_json(folder / "request.json")))
     except Exception as error:  # noqa: BLE001 - the one place where a child's failure becomes a file
         traceback.print_exc()
@@ -69,53 +79,69 @@ class JobRunner:
     """File descriptors that children inherit: the lock on the staging folder they work in."""
 
     def run(self, module: str, folder: Path, request: dict[str, Any]) -> dict[str, Any]:
-        """Run one job to its end and return its result.
+        """Run one job to its end and return its result; see `Job.answer` for what it raises."""
+        with self.start(module, folder) as job:
+            job.send(request)
+            return job.answer()
 
-        Raises:
-            ExportError: The job refused, crashed, was killed or took too long; the text says which.
-        """
-        with self.started(module, folder, request) as wait:
-            return wait()
-
-    @contextlib.contextmanager
-    def started(
-        self, module: str, folder: Path, request: dict[str, Any]
-    ) -> Iterator[Callable[[], dict[str, Any]]]:
-        """Start a job; the value waits for its result. The child never outlives the `with` block."""
+    def start(self, module: str, folder: Path) -> Job:
+        """Start a job's process. Until its request is sent it imports what it needs."""
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "request.json", request)
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.log_path, "ab") as output:
             output.write(f"\n=== python -m {module} {folder}\n".encode())
             output.flush()
-            child = subprocess.Popen(
+            process = subprocess.Popen(
                 [sys.executable, "-m", module, str(folder)],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 pass_fds=self.keep_open,
             )
-        try:
-            yield lambda: self._answer(child, module, folder)
-        finally:
-            _stop(child)
+        return Job(module=module, folder=folder, runner=self, process=process)
 
-    def _answer(self, child: subprocess.Popen[bytes], module: str, folder: Path) -> dict[str, Any]:
+
+@dataclass(kw_only=True, frozen=True)
+class Job:
+    """A running job. As a context manager it never outlives its `with` block."""
+
+    module: str
+    folder: Path
+    runner: JobRunner
+    process: subprocess.Popen[bytes]
+
+    def send(self, request: dict[str, Any]) -> None:
+        """Give the process its work."""
+        write_json(self.folder / "request.json", request)
+
+    def answer(self) -> dict[str, Any]:
+        """Wait for the result.
+
+        Raises:
+            ExportError: The job refused, crashed, was killed or took too long; the text says which.
+        """
         try:
-            code = child.wait(timeout=self.timeout_s)
+            code = self.process.wait(timeout=self.runner.timeout_s)
         except subprocess.TimeoutExpired:
             raise ExportError(
-                f"{module} took longer than {self.timeout_s:.0f} s and was stopped; "
-                f"raise export.stage_timeout_s or see {self.log_path}"
+                f"{self.module} took longer than {self.runner.timeout_s:.0f} s and was stopped; "
+                f"raise export.stage_timeout_s or see {self.runner.log_path}"
             ) from None
-        if code == 0 and (folder / "result.json").is_file():
-            return dict(read_json(folder / "result.json"))
-        if (folder / "error.json").is_file():
-            answer = json.loads((folder / "error.json").read_text(encoding="utf-8"))
+        if code == 0 and (self.folder / "result.json").is_file():
+            return dict(read_json(self.folder / "result.json"))
+        if (self.folder / "error.json").is_file():
+            answer = read_json(self.folder / "error.json")
             if answer.get("expected"):
                 raise ExportError(answer["error"])
-            raise ExportError(f"{module} failed: {answer['error']}; the traceback is in {self.log_path}")
-        raise ExportError(f"{module} {_death(code)}; see {self.log_path}")
+            where = self.runner.log_path
+            raise ExportError(f"{self.module} failed: {answer['error']}; the traceback is in {where}")
+        raise ExportError(f"{self.module} {_death(code)}; see {self.runner.log_path}")
+
+    def __enter__(self) -> Job:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _stop(self.process)
 
 
 def _death(code: int) -> str:

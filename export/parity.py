@@ -21,8 +21,8 @@ TITLES: dict[Stage, str] = {
     "saved_model": "torch → SavedModel",
     "preprocessing": "preprocessing",
     "end_to_end": "image bytes → answer",
-    "server_grpc": "server, gRPC",
-    "server_rest": "server, REST",
+    "server_grpc": "server over gRPC",
+    "server_rest": "server over REST",
 }
 
 #: Log-probabilities are compared down to here, and sigmoid logits up to here: float32 rounds the rest away.
@@ -38,18 +38,19 @@ def spread(reference: np.ndarray) -> float:
     return float(np.mean(np.std(np.asarray(reference, dtype=np.float64), axis=0)))
 
 
-def image_errors(reference: np.ndarray, candidate: np.ndarray) -> np.ndarray:
-    """Error of each image, float64 [N]: max over classes of |Δlogit| ÷ spread(reference).
+def image_errors(reference: np.ndarray, candidate: np.ndarray, *, unit: float | None = None) -> np.ndarray:
+    """Error of each image, float64 [N]: max over classes of |Δlogit| ÷ unit, which is spread(reference).
 
     An image whose candidate is not finite has an infinite error, and so has every image of a reference that
-    is not finite or is the same for all images (it could prove nothing).
+    is not finite or is the same for all images (it could prove nothing). Give `unit` where the two are some
+    images of a larger reference.
 
     Raises:
         ValueError: The two do not have one shape [N, C].
     """
     if reference.ndim != 2 or reference.shape != candidate.shape:
         raise ValueError(f"want two arrays [N, C], got {reference.shape} and {candidate.shape}")
-    unit = spread(reference)
+    unit = spread(reference) if unit is None else unit
     if not (np.isfinite(unit) and unit > 0):
         return np.full(len(reference), np.inf)
     with np.errstate(invalid="ignore", over="ignore"):
@@ -63,24 +64,30 @@ def logit_error(reference: np.ndarray, candidate: np.ndarray) -> float:
     return float(image_errors(reference, candidate).max(initial=0.0)) if len(reference) else float("inf")
 
 
-def top1_agreement(reference: np.ndarray, candidate: np.ndarray, *, tie_margin: float) -> float:
+def top1_agreement(
+    reference: np.ndarray, candidate: np.ndarray, *, tie_margin: float, unit: float | None = None
+) -> float:
     """Share of images whose best class is the reference's, leaving out ties; NaN when every image is one.
 
-    An image is a tie when the reference's two best classes are within `tie_margin` × spread(reference).
+    An image is a tie when the reference's two best classes are within `tie_margin` × unit (`image_errors`).
     """
+    unit = spread(reference) if unit is None else unit
     if reference.shape[1] == 1:
         return 1.0
     ordered = np.sort(np.asarray(reference, dtype=np.float64), axis=1)
-    decided = ordered[:, -1] - ordered[:, -2] > tie_margin * spread(reference)
+    decided = ordered[:, -1] - ordered[:, -2] > tie_margin * unit
     if not decided.any():
         return float("nan")
     same = reference.argmax(axis=1) == candidate.argmax(axis=1)
     return float(same[decided].mean())
 
 
-def decision_agreement(reference: np.ndarray, candidate: np.ndarray, *, tie_margin: float) -> float:
+def decision_agreement(
+    reference: np.ndarray, candidate: np.ndarray, *, tie_margin: float, unit: float | None = None
+) -> float:
     """The same for a multi-label head: share of (image, class) pairs on the reference's side of ½."""
-    decided = np.abs(np.asarray(reference, dtype=np.float64)) > tie_margin * spread(reference)
+    unit = spread(reference) if unit is None else unit
+    decided = np.abs(np.asarray(reference, dtype=np.float64)) > tie_margin * unit
     if not decided.any():
         return float("nan")
     return float(((reference > 0) == (candidate > 0))[decided].mean())
@@ -157,15 +164,12 @@ class StageResult:
 
     def line(self) -> str:
         """One line for a person: title, error, limit, agreement."""
-        if self.error is None:
+        if not self.passed:
             return f"{self.title:<22} FAILED: {self.problem}"
         if self.stage == "preprocessing":
-            text = f"{self.title:<22} {self.error:.0f} differing pixel values (limit {self.limit:.0f})"
-        else:
-            text = f"{self.title:<22} {self.error:.1e} (limit {self.limit:.1e})"
-        if self.top1_agreement is not None:
-            text += f"  top-1 {100 * self.top1_agreement:.4g} %"
-        return text if self.passed else f"{text}  FAILED: {self.problem}"
+            return f"{self.title:<22} {self.error:.0f} differing pixel values (limit {self.limit:.0f})"
+        agreement = "" if self.top1_agreement is None else f"  top-1 {100 * self.top1_agreement:.4g} %"
+        return f"{self.title:<22} {self.error:.1e} (limit {self.limit:.1e}){agreement}"
 
 
 @dataclass(kw_only=True, frozen=True, eq=False)
@@ -176,10 +180,13 @@ class Measurement:
     """Batch size, loader, signature: for the report."""
 
     candidate: np.ndarray
-    """Logits [N, C], in the reference's order."""
+    """Logits [n, C], in the reference's order."""
 
     reference: np.ndarray | None = None
-    """What to compare with; None: the stage's reference."""
+    """What to compare with, [N, C]; None: the stage's reference."""
+
+    rows: Sequence[int] | None = None
+    """The n images that were measured, by index; None: all N."""
 
     inconsistent: str | None = None
     """Something besides the numbers is wrong (a label that is not the class's); the stage fails with it."""
@@ -201,34 +208,41 @@ def judge_logits(
     if not measurements:
         return failed_stage(stage, "nothing was measured", gates=gates)
     agreement_of = decision_agreement if head == "multi_label" else top1_agreement
-    errors = np.empty((len(measurements), len(reference)))
+    errors = np.full((len(measurements), len(reference)), -1.0)
     agreements, rows = [], []
     for row, measured in enumerate(measurements):
         truth = reference if measured.reference is None else measured.reference
-        if measured.candidate.shape != truth.shape:
-            got, want = measured.candidate.shape, truth.shape
+        unit, images = spread(truth), _images_of(measured, len(reference))
+        if measured.candidate.shape != truth[images].shape:
+            got, want = measured.candidate.shape, truth[images].shape
             return failed_stage(stage, f"{measured.what}: shape {got} instead of {want}", gates=gates)
-        errors[row] = image_errors(truth, measured.candidate)
-        agreements.append(agreement_of(truth, measured.candidate, tie_margin=gates.tie_margin))
+        errors[row, images] = image_errors(truth[images], measured.candidate, unit=unit)
+        agreements.append(
+            agreement_of(truth[images], measured.candidate, tie_margin=gates.tie_margin, unit=unit)
+        )
         rows.append(
             {
                 "what": measured.what,
                 "error": _finite(errors[row].max()),
                 "top1_agreement": _finite(agreements[-1]),
+                "num_images": len(images),
             }
         )
     per_image = errors.max(axis=0)
-    worst = [
-        {
-            "index": int(i),
-            "path": paths[i],
-            "error": _finite(per_image[i]),
-            "measurement": measurements[int(errors[:, i].argmax())].what,
-            "reference_top1": int(reference[i].argmax()),
-            "candidate_top1": int(measurements[int(errors[:, i].argmax())].candidate[i].argmax()),
-        }
-        for i in np.argsort(-per_image, kind="stable")[:_NUM_WORST]
-    ]
+    worst = []
+    for i in np.argsort(-per_image, kind="stable")[:_NUM_WORST]:
+        measured = measurements[int(errors[:, i].argmax())]
+        place = _images_of(measured, len(reference)).index(i)
+        worst.append(
+            {
+                "index": int(i),
+                "path": paths[i],
+                "error": _finite(per_image[i]),
+                "measurement": measured.what,
+                "reference_top1": int(reference[i].argmax()),
+                "candidate_top1": int(measured.candidate[place].argmax()),
+            }
+        )
     error, agreement = float(per_image.max()), float(np.min(agreements))
     problem = next((m.inconsistent for m in measurements if m.inconsistent), None)
     if problem is None and not error <= gates.logit_error:
@@ -245,11 +259,15 @@ def judge_logits(
         top1_agreement=_finite(agreement),
         passed=problem is None,
         problem=problem,
-        num_images=len(reference),
-        percentiles=_percentiles(per_image),
+        num_images=int((per_image >= 0).sum()),
+        percentiles=_percentiles(per_image[per_image >= 0]),
         worst=worst,
         measurements=rows,
     )
+
+
+def _images_of(measured: Measurement, num_images: int) -> list[int]:
+    return list(range(num_images)) if measured.rows is None else list(measured.rows)
 
 
 def judge_pixels(
@@ -283,16 +301,17 @@ def judge_pixels(
     ]
     error = max(row["error"] for row in rows)
     passed = error <= gates.differing_pixels
-    first, most = worst[0], worst[0]["largest_difference"]
+    problem = (
+        f"{error} differing pixel values, limit {gates.differing_pixels}, worst on {worst[0]['path']}: "
+        f"{worst[0]['error']}, by up to {worst[0]['largest_difference']} levels"
+    )
     return StageResult(
         stage=stage,
         error=float(error),
         limit=float(gates.differing_pixels),
         top1_agreement=None,
         passed=passed,
-        problem=None
-        if passed
-        else f"worst on {first['path']}: {first['error']} values, by up to {most} levels",
+        problem=None if passed else problem,
         num_images=len(reference),
         percentiles=_percentiles(counts.astype(np.float64)),
         worst=worst,

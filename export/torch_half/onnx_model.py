@@ -56,8 +56,8 @@ def write_onnx(
     example = torch.from_numpy(to_nchw(example_nhwc))
     try:
         with warnings.catch_warnings(), torch.inference_mode():
-            # The tracer warns of shapes read as Python numbers, and that TorchScript is deprecated: the parity
-            # stages judge what comes out.
+            # The tracer warns of shapes read as Python numbers, and that TorchScript is deprecated: parity
+            # judges what comes out.
             warnings.simplefilter("ignore")
             _EXPORTERS[exporter](model, example, raw, opset)
         exported = onnx.load(raw)

@@ -1,0 +1,160 @@
+"""The ladder of lowerings: each rung is lowered, saved and verified; the first that passes wins."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from isthmus.export.bundle import write_manifest_copies
+from isthmus.export.config import ExportConfig, Rung
+from isthmus.export.errors import ExportError
+from isthmus.export.jobs import Job, JobRunner
+from isthmus.export.parity import Report, StageResult
+
+log = logging.getLogger(__name__)
+
+LOWER_MODULE = "isthmus.export.tf_half"
+VERIFY_MODULE = "isthmus.export.tf_half.verify"
+
+
+@dataclass(kw_only=True)
+class Attempt:
+    """One rung's try."""
+
+    rung: Rung
+    """Which."""
+
+    saved_model: Path
+    """Where its SavedModel lies, if it got that far."""
+
+    report: Report
+    """The verdict: of every stage, those that never ran included."""
+
+    problem: str | None
+    """Why it did not pass, in a line."""
+
+    seconds: float
+    """Wall time of lowering, saving and verifying."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The manifest's row."""
+        return {
+            "rung": self.rung,
+            "passed": self.problem is None,
+            "error": self.problem,
+            "seconds": round(self.seconds, 1),
+        }
+
+
+@dataclass(kw_only=True, frozen=True)
+class Ladder:
+    """All that the rungs share."""
+
+    runner: JobRunner
+    """Starts the TensorFlow processes."""
+
+    folder: Path
+    """Each rung works in a sub-folder of it."""
+
+    config: ExportConfig
+    """Rungs, gates, batch sizes."""
+
+    manifest: dict[str, Any]
+    """The provisional manifest: model, labels, preprocessing."""
+
+    onnx: Path
+    """The model to lower."""
+
+    reference: Path
+    """reference.npz."""
+
+    def start_lowering(self, rung: Rung) -> Job:
+        """Start a rung's first process ahead of time: TensorFlow's import takes as long as the torch half."""
+        return self.runner.start(LOWER_MODULE, self.folder / f"lower-{rung}")
+
+    def climb(self, first_stage: StageResult, first_job: Job) -> list[Attempt]:
+        """Try rung after rung until one passes every gate; returns all tries, the one that passed last.
+
+        `first_job` is the first rung's process, already started.
+        """
+        attempts: list[Attempt] = []
+        for rung in self.config.rungs:
+            job = first_job if not attempts else self.start_lowering(rung)
+            with job:
+                attempts.append(self._try(rung, job, first_stage))
+            if attempts[-1].problem is None:
+                break
+            log.warning("%s did not pass: %s", rung, attempts[-1].problem)
+        return attempts
+
+    def _try(self, rung: Rung, lowering: Job, first_stage: StageResult) -> Attempt:
+        started = time.monotonic()
+        saved_model = lowering.folder / "saved_model"
+        lowering.send(self._lower_request(rung, saved_model))
+        stages: list[StageResult] = [first_stage]
+        problem = None
+        # Both import TensorFlow: the second does it while the first works.
+        with self.runner.start(VERIFY_MODULE, self.folder / f"verify-{rung}") as verifying:
+            try:
+                lowering.answer()
+                log.info("%-22s %s, %.1f s", "lowered and saved", rung, time.monotonic() - started)
+                write_manifest_copies(saved_model, self.manifest)
+                verifying.send(self._verify_request(saved_model))
+                stages += [StageResult(**stage) for stage in verifying.answer()["stages"]]
+            except ExportError as error:
+                problem = str(error)
+        report = Report.of(stages, gates=self.config.gates)
+        for stage in report.stages[1:] if problem is None else ():
+            log.info("%s", stage.line())
+        if problem is None and report.failures:
+            problem = "; ".join(f"{stage.title}: {stage.problem}" for stage in report.failures)
+        return Attempt(
+            rung=rung,
+            saved_model=saved_model,
+            report=report,
+            problem=problem,
+            seconds=time.monotonic() - started,
+        )
+
+    def _lower_request(self, rung: Rung, saved_model: Path) -> dict[str, Any]:
+        model = self.manifest["model"]
+        return {
+            "onnx": str(self.onnx),
+            "rung": rung,
+            "saved_model": str(saved_model),
+            "reference": str(self.reference),
+            "preprocessing": self.manifest["preprocessing"],
+            "labels": model["labels"],
+            "head": model["head"],
+            "warmup_batch_sizes": list(self.config.warmup_batch_sizes),
+        }
+
+    def _verify_request(self, saved_model: Path) -> dict[str, Any]:
+        model = self.manifest["model"]
+        gates = self.config.gates
+        return {
+            "name": self.manifest["name"],
+            "saved_model": str(saved_model),
+            "reference": str(self.reference),
+            "preprocessing": self.manifest["preprocessing"],
+            "labels": model["labels"],
+            "head": model["head"],
+            "batch_sizes": list(self.config.batch_sizes),
+            "gates": vars(gates),
+        }
+
+
+def winner(attempts: Sequence[Attempt], config: ExportConfig) -> Attempt | None:
+    """The try that passed, or else the first with a SavedModel whose every failure somebody has accepted."""
+    with contextlib.suppress(StopIteration):
+        return next(attempt for attempt in attempts if attempt.problem is None)
+    for attempt in attempts:
+        complete = (attempt.saved_model / "saved_model.pb").is_file()
+        if complete and not attempt.report.refused_by(config.overrides):
+            return attempt
+    return None

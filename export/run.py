@@ -1,0 +1,247 @@
+"""The export stage, top to bottom: a checkpoint in, a verified and published bundle out.
+
+The parent process here imports neither torch nor TensorFlow. It starts one process for the torch half, then
+for each rung of the ladder one that lowers and saves and a fresh one that verifies; what passes is published.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from isthmus.export import bundle as bundles
+from isthmus.export import checkpoint as checkpoints
+from isthmus.export import manifest as manifests
+from isthmus.export.checkpoint import Checkpoint
+from isthmus.export.config import ExportConfig
+from isthmus.export.errors import ExportError, ParityRefusedError
+from isthmus.export.jobs import Job, JobRunner
+from isthmus.export.ladder import Attempt, Ladder, winner
+from isthmus.export.parity import Report, StageResult
+from isthmus.export.recording import recorded
+from isthmus.export.reference import Reference
+from isthmus.export.staging import Staging, staging
+from isthmus.lineage.files import point_latest, sha256_file, write_json
+
+log = logging.getLogger(__name__)
+
+TORCH_MODULE = "isthmus.export.torch_half"
+
+
+def export(
+    *,
+    name: str,
+    checkpoint: Path,
+    data_root: Path | None,
+    config: ExportConfig,
+    home: Path,
+    tracking_uri: str | None = None,
+    recipe: dict[str, Any],
+    force: bool = False,
+) -> Path:
+    """Carry a checkpoint across the bridge and publish the bundle.
+
+    Args:
+        name: Registered name; the bundle goes to <home>/bundles/<name>/<id>, and `latest` points there.
+        checkpoint: Directory of a finished training.
+        data_root: Folder whose reference split holds real images; None: the one the model was trained from.
+        config: Gates, rungs, batch sizes.
+        home: The home folder.
+        tracking_uri: MLflow store; None: the home folder's.
+        recipe: The resolved recipe, recorded as it is.
+        force: Export again although nothing changed.
+
+    Returns:
+        The published bundle, or the earlier one made from the same checkpoint, configuration and code.
+
+    Raises:
+        ExportError: Something given cannot be used, or a half failed; nothing is published.
+        ParityRefusedError: No rung passed the gates; the text says which stage, how far and on which image.
+    """
+    source = checkpoints.read(checkpoint)
+    images = _data_root(source, data_root)
+    fingerprint = manifests.fingerprint(source, config=config, recipe=recipe, data_root=images)
+    folder = home.absolute() / "bundles" / name
+    if not force and (known := bundles.find_by_fingerprint(folder, fingerprint)):
+        point_latest(folder / "latest", known.path)
+        log.info("export is up to date: %s", known.path)
+        return known.path
+    bundle_id = bundles.new_id()
+    with staging(folder) as stage:
+        exporter = _Exporter(
+            name=name,
+            source=source,
+            images=images,
+            config=config,
+            recipe=recipe,
+            fingerprint=fingerprint,
+            staging=stage,
+            target=folder / bundle_id,
+            log_stem=home.absolute() / "logs" / f"export-{name}-{bundle_id}",
+        )
+        return exporter.run(home=home, tracking_uri=tracking_uri)
+
+
+class _Exporter:
+    """One export while it runs: the values that all its steps share."""
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        source: Checkpoint,
+        images: Path,
+        config: ExportConfig,
+        recipe: dict[str, Any],
+        fingerprint: str,
+        staging: Staging,
+        target: Path,
+        log_stem: Path,
+    ) -> None:
+        self.name, self.source, self.images = name, source, images
+        self.config, self.recipe, self.fingerprint = config, recipe, fingerprint
+        self.staging, self.target, self.log_stem = staging, target, log_stem
+        self.bundle = staging.path / "bundle"
+        self.bundle.mkdir()
+        self.runner = JobRunner(
+            log_path=log_stem.with_name(f"{log_stem.name}.log"),
+            timeout_s=config.stage_timeout_s,
+            keep_open=(staging.lock,),
+        )
+        self.manifest = manifests.provisional(name=name, checkpoint=source, recipe=recipe)
+        self.ladder = Ladder(
+            runner=self.runner,
+            folder=staging.path,
+            config=config,
+            manifest=self.manifest,
+            onnx=self.bundle / "model.onnx",
+            reference=self.bundle / "reference.npz",
+        )
+
+    def run(self, *, home: Path, tracking_uri: str | None) -> Path:
+        """Both halves, the verdict, the bundle."""
+        started = time.monotonic()
+        model = self.source.model
+        log.info("exporting %s: %s, %d classes", self.name, model["name"], model["num_classes"])
+        log.debug("the processes write to %s", self.runner.log_path)
+        # Three things that take seconds before they do any work: torch, TensorFlow, MLflow.
+        with (
+            self._start_torch_half() as torch_half,
+            self.ladder.start_lowering(self.config.rungs[0]) as first_rung,
+            recorded(
+                name=self.name,
+                checkpoint=self.source,
+                config=self.config,
+                target=self.target,
+                home=home,
+                tracking_uri=tracking_uri,
+                fingerprint=self.fingerprint,
+            ) as recording,
+        ):
+            torch_result = self._finish_torch_half(torch_half)
+            stage = StageResult(**torch_result["stage"])
+            attempts = self.ladder.climb(stage, first_rung) if self._may_go_on(stage) else []
+            chosen = winner(attempts, self.config)
+            if chosen is None:
+                raise self._refusal(stage, attempts)
+            shutil.move(chosen.saved_model, self.bundle / "saved_model")
+            self._write_parity(chosen.report, self.bundle / "parity")
+            export = self._export_record(torch_result, attempts, chosen)
+            sealed = bundles.seal(
+                self.bundle,
+                manifests.complete(
+                    self.manifest,
+                    report=chosen.report,
+                    config=self.config,
+                    export={**export, "mlflow": recording.ids},
+                ),
+            )
+            recording.store(sealed, chosen.report)
+            published = bundles.publish(self.bundle, self.target)
+        for failure in chosen.report.failures:
+            log.warning("published although %s failed: an override is recorded", failure.title)
+        log.info("bundle: %s  (%s, %.0f s)", published.path, chosen.rung, time.monotonic() - started)
+        return published.path
+
+    def _start_torch_half(self) -> Job:
+        job = self.runner.start(TORCH_MODULE, self.staging.path / "torch")
+        job.send(
+            {
+                "checkpoint": str(self.source.path),
+                "data_root": str(self.images),
+                "bundle": str(self.bundle),
+                "config": asdict(self.config),
+            }
+        )
+        return job
+
+    def _finish_torch_half(self, job: Job) -> dict[str, Any]:
+        result = job.answer()
+        for path in result["unreadable"]:
+            log.warning("%s does not decode; it is not among the reference images", path)
+        log.info(
+            "%-22s %d images, opset %d, %d nodes",
+            "ONNX written",
+            result["num_images"],
+            result["opset"],
+            result["nodes"],
+        )
+        log.info("%s", StageResult(**result["stage"]).line())
+        return result
+
+    def _may_go_on(self, stage: StageResult) -> bool:
+        """Whether TensorFlow has anything to do: an ONNX file that is not the model is the end of it."""
+        return stage.passed or any(override.gate == stage.stage for override in self.config.overrides)
+
+    def _write_parity(self, report: Report, stem: Path) -> None:
+        from isthmus.export.parity_plot import draw
+
+        write_json(stem.with_name(f"{stem.name}.json"), report.as_dict())
+        draw(
+            report,
+            Reference.load(self.bundle / "reference.npz"),
+            stem.with_name(f"{stem.name}.png"),
+            title=f"{self.name} ({self.source.model['name']})",
+            labels=self.source.model["labels"],
+        )
+
+    def _export_record(
+        self, torch_result: dict[str, Any], attempts: list[Attempt], chosen: Attempt
+    ) -> dict[str, Any]:
+        return {
+            "onnx_sha256": sha256_file(self.bundle / "model.onnx"),
+            "opset": torch_result["opset"],
+            "exporter": torch_result["exporter"],
+            "simplified": torch_result["simplified"],
+            "rung": chosen.rung,
+            "rungs_tried": [attempt.as_dict() for attempt in attempts],
+            "precision": self.config.precision,
+            "fingerprint": self.fingerprint,
+        }
+
+    def _refusal(self, stage: StageResult, attempts: list[Attempt]) -> ParityRefusedError:
+        """The error for an export that nothing passed; its report stays in the log folder."""
+        report = attempts[-1].report if attempts else Report.of([stage], gates=self.config.gates)
+        stem = self.log_stem.with_name(f"{self.log_stem.name}-parity")
+        self._write_parity(report, stem)
+        reasons = [f"{attempt.rung}: {attempt.problem}" for attempt in attempts]
+        if not attempts:
+            reasons = [f"{stage.title}: {stage.problem}"]
+        return ParityRefusedError(
+            f"{self.name} is not exported, it would not be the same model. {' | '.join(reasons)}. "
+            f"See {stem}.png and {self.runner.log_path}"
+        )
+
+
+def _data_root(source: Checkpoint, data_root: Path | None) -> Path:
+    chosen = data_root or Path(source.record["dataset"].get("root") or "")
+    if not chosen.is_dir() or chosen == Path(""):
+        raise ExportError(
+            f"no images at {chosen}: parity is measured on real ones; "
+            "give the data folder that the model was trained from"
+        )
+    return chosen.resolve()

@@ -1,0 +1,58 @@
+"""One job of the TF half: model.onnx → saved_model/, by one rung of the ladder.
+
+    python -m isthmus.export.tf_half <job folder>
+
+request.json: {"onnx", "rung", "saved_model" (folder to make), "reference", "preprocessing", "labels", "head",
+"warmup_batch_sizes"}. result.json: {"seconds": {"lower", "save"}}.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from isthmus.export.jobs import serve_job
+from isthmus.export.reference import Reference
+
+_NUM_SAMPLES = 8
+
+
+def prepare() -> None:
+    """Import what takes long, before the request is there."""
+    import tensorflow as tf
+
+    from isthmus.export.tf_half import lowering, saving
+
+    assert tf
+    assert lowering
+    assert saving
+
+
+def run(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
+    """Lower, add the signatures, save. `folder` is not written to."""
+    from isthmus.export.tf_half import lowering, saving
+
+    del folder
+    reference = Reference.load(Path(request["reference"]))
+    # Warm-up records hold real images, from all over the classes.
+    samples = list(reference.encoded[:: max(1, len(reference) // _NUM_SAMPLES)][:_NUM_SAMPLES])
+
+    started = time.monotonic()
+    logits_fn = lowering.lower(Path(request["onnx"]), rung=request["rung"])
+    lowered = time.monotonic()
+    saving.save(
+        logits_fn,
+        target=Path(request["saved_model"]),
+        preprocessing=request["preprocessing"],
+        labels=request["labels"],
+        head=request["head"],
+        warmup_batch_sizes=request["warmup_batch_sizes"],
+        sample_images=samples,
+    )
+    return {"seconds": {"lower": lowered - started, "save": time.monotonic() - lowered}}
+
+
+if __name__ == "__main__":
+    sys.exit(serve_job(sys.argv[1:], run, prepare=prepare))

@@ -1,0 +1,258 @@
+"""The verdict on a SavedModel, in a fresh process with TensorFlow's default settings.
+
+    python -m isthmus.export.tf_half.verify <job folder>
+
+What is measured is what will run: the SavedModel reloaded from disk, by both loaders, grappler and oneDNN on;
+then the same model in a running server, over both wires. A stage that raises has failed; the rest still run.
+
+request.json: {"name", "saved_model", "reference", "labels", "head", "batch_sizes", "gates"}.
+result.json: {"stages": [StageResult, …]}.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import logging
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from isthmus.export.config import GateConfig, Stage
+from isthmus.export.errors import ExportError
+from isthmus.export.jobs import serve_job
+from isthmus.export.parity import Measurement, StageResult, failed_stage, judge_logits, judge_pixels
+from isthmus.export.reference import Reference, in_batches
+from isthmus.export.tf_half.callers import (
+    BytesQuestions,
+    Caller,
+    as_strings,
+    bytes_measurement,
+    eager_caller,
+    session_caller,
+    tensors,
+)
+
+if TYPE_CHECKING:
+    from isthmus.serving.process import ServerProcess
+
+log = logging.getLogger(__name__)
+
+_SERVER_START_S = 300.0
+_CALL_S = 300.0
+# A float of an image costs about ten characters of JSON: 2^20 of them are a body of 10 MB, a second to parse.
+_REST_FLOATS = 2**20
+_SIGNATURES_OF_BYTES = ("serving_default", "examples", "classify")
+
+
+class Verification:
+    """All stages of one SavedModel; each method measures one."""
+
+    def __init__(
+        self,
+        *,
+        saved_model: Path,
+        reference: Reference,
+        labels: Sequence[str],
+        head: str,
+        batch_sizes: Sequence[int],
+        gates: GateConfig,
+    ) -> None:
+        """See the module's text; `batch_sizes` ascending."""
+        import tensorflow as tf
+
+        self.path, self.reference, self.labels, self.head = saved_model, reference, labels, head
+        self.batch_sizes, self.gates = tuple(batch_sizes), gates
+        self.largest = max(batch_sizes)
+        try:
+            self.loaded = tf.saved_model.load(str(saved_model))
+        except Exception as error:
+            raise ExportError(f"tf.saved_model.load refuses {saved_model}: {_text(error)}") from error
+
+    def saved_model(self) -> StageResult:
+        """`tensors` through both loaders at every batch size."""
+        measurements = []
+        with session_caller(self.path) as session:
+            for what, call in (("tf.saved_model.load", eager_caller(self.loaded)), ("v1 session", session)):
+                measurements += [
+                    Measurement(what=f"{what}, batch {size}", candidate=self._tensors(call, size))
+                    for size in self.batch_sizes
+                ]
+        return self._judge("saved_model", measurements)
+
+    def preprocessing(self) -> StageResult:
+        """The pixels that the saved graph makes of the encoded images: one by one, and in one mixed batch."""
+        import tensorflow as tf
+
+        encoded = self.reference.encoded
+        one_batch = self.loaded.pixels(tf.constant(list(encoded), tf.string)).numpy()
+        one_by_one = in_batches(
+            lambda batch: self.loaded.pixels(tf.constant(batch, tf.string)).numpy(), encoded, 1
+        )
+        measurements = {"one batch": one_batch, "one by one": one_by_one}
+        return judge_pixels(self.reference.pixels, measurements, gates=self.gates, paths=self.reference.paths)
+
+    def end_to_end(self) -> StageResult:
+        """From encoded bytes to the answer, through each signature that takes them, in both loaders."""
+        measurements = []
+        with session_caller(self.path) as session:
+            self._check_manifest(session)
+            for what, call, size in (
+                ("tf.saved_model.load", eager_caller(self.loaded), 1),
+                ("v1 session", session, self.largest),
+            ):
+                measurements += self._bytes_measurements(what, call, size, _SIGNATURES_OF_BYTES)
+        return self._judge("end_to_end", measurements)
+
+    def server_grpc(self, server: ServerProcess) -> StageResult:
+        """A running server, asked over gRPC: `tensors` at every batch size, and from encoded bytes."""
+        from isthmus.serving.client import GrpcClient
+
+        with GrpcClient(host=server.host, port=server.grpc_port, timeout_s=_CALL_S) as client:
+
+            def call(signature: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+                return client.predict(server.model_name, inputs, signature=signature)
+
+            measurements = [
+                Measurement(what=f"tensors, batch {size}", candidate=self._tensors(call, size))
+                for size in self.batch_sizes
+            ]
+            measurements += self._bytes_measurements(
+                "gRPC", call, self.largest, ("serving_default", "examples")
+            )
+        return self._judge("server_grpc", measurements)
+
+    def server_rest(self, server: ServerProcess) -> StageResult:
+        """The same over REST; of large images only some travel through `tensors` as JSON."""
+        from isthmus.serving.client import RestClient
+
+        with RestClient(host=server.host, port=server.rest_port, timeout_s=_CALL_S) as client:
+
+            def call(signature: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+                return client.predict(server.model_name, inputs, signature=signature)
+
+            images = self.reference.images
+            count = int(np.clip(_REST_FLOATS // images[0].size, 2, len(images)))
+            measurements = [
+                Measurement(
+                    what="tensors, batch 1",
+                    candidate=in_batches(lambda batch: tensors(call, batch), images[:count], 1),
+                    rows=range(count),
+                )
+            ]
+            for size in (1, self.largest):
+                measurements += self._bytes_measurements("REST", call, size, ("serving_default", "examples"))
+        return self._judge("server_rest", measurements)
+
+    def _tensors(self, call: Caller, batch_size: int) -> np.ndarray:
+        return in_batches(lambda batch: tensors(call, batch), self.reference.images, batch_size)
+
+    def _bytes_measurements(
+        self, what: str, call: Caller, batch_size: int, signatures: Sequence[str]
+    ) -> list[Measurement]:
+        measurements = []
+        for signature in signatures:
+            questions = BytesQuestions(call, labels=self.labels, head=self.head)
+            candidate = in_batches(getattr(questions, signature), self.reference.encoded, batch_size)
+            name = f"{signature}, {what}, batch {batch_size}"
+            if signature == "examples":
+                # It answers with the logits themselves.
+                measurements.append(
+                    Measurement(what=name, candidate=candidate, inconsistent=questions.inconsistent)
+                )
+            else:
+                measurements.append(
+                    bytes_measurement(name, questions, candidate, self.reference.logits, head=self.head)
+                )
+        return measurements
+
+    def _check_manifest(self, call: Caller) -> None:
+        answer = call("manifest", {"inputs": as_strings([b""])})["manifest"][0]
+        written = (self.path / "assets" / "manifest.json").read_bytes().rstrip(b"\n")
+        if answer != written:
+            raise ExportError("the signature `manifest` does not answer with assets/manifest.json")
+
+    def _judge(self, stage: Stage, measurements: list[Measurement]) -> StageResult:
+        return judge_logits(
+            stage,
+            self.reference.logits,
+            measurements,
+            gates=self.gates,
+            head=self.head,
+            paths=self.reference.paths,
+        )
+
+
+@contextmanager
+def server_ahead(name: str, saved_model: Path, folder: Path) -> Iterator[Callable[[], ServerProcess]]:
+    """Start a server of the model; the value waits until it is available. Stopped at the end of the block.
+
+    The model is served through a link in a folder of its own: a version's name is a number.
+    """
+    from isthmus.serving.process import ServerProcess
+
+    base_path = folder / "served"
+    base_path.mkdir()
+    (base_path / "1").symlink_to(saved_model.absolute(), target_is_directory=True)
+    server = ServerProcess(name, base_path, start_timeout_s=_SERVER_START_S, log_path=folder / "server.log")
+    with concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="server-start") as pool:
+        starting = pool.submit(server.__enter__)
+        try:
+            yield starting.result
+        finally:
+            concurrent.futures.wait([starting])
+            if starting.exception() is None:
+                server.__exit__(None, None, None)
+
+
+def prepare() -> None:
+    """Import TensorFlow before the request is there."""
+    import tensorflow as tf
+
+    assert tf
+
+
+def run(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
+    """Measure every stage of one SavedModel."""
+    saved_model = Path(request["saved_model"])
+    gates = GateConfig(**request["gates"])
+    # The server imports TensorFlow in a process of its own while this one measures.
+    with server_ahead(request["name"], saved_model, folder) as running_server:
+        verification = Verification(
+            saved_model=saved_model,
+            reference=Reference.load(Path(request["reference"])),
+            labels=request["labels"],
+            head=request["head"],
+            batch_sizes=request["batch_sizes"],
+            gates=gates,
+        )
+        measures: dict[Stage, Callable[[], StageResult]] = {
+            "saved_model": verification.saved_model,
+            "preprocessing": verification.preprocessing,
+            "end_to_end": verification.end_to_end,
+            "server_grpc": lambda: verification.server_grpc(running_server()),
+            "server_rest": lambda: verification.server_rest(running_server()),
+        }
+        return {
+            "stages": [_guarded(stage, measure, gates).as_dict() for stage, measure in measures.items()],
+        }
+
+
+def _guarded(stage: Stage, measure: Callable[[], StageResult], gates: GateConfig) -> StageResult:
+    try:
+        return measure()
+    except Exception as error:  # a gate that could not run has failed, whatever the reason
+        log.exception("%s could not be measured", stage)
+        return failed_stage(stage, f"could not be measured: {_text(error)}", gates=gates)
+
+
+def _text(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+if __name__ == "__main__":
+    sys.exit(serve_job(sys.argv[1:], run, prepare=prepare))
