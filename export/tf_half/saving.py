@@ -1,0 +1,170 @@
+"""Write the SavedModel that will serve: five signatures, assets, warm-up requests, and later its manifest.
+
+What is on disk depends on the weights, the preprocessing and the labels only: function names are numbered in the
+order of the graph, and nothing random or dated is written. (TensorFlow's `fingerprint.pb` holds a random id and a
+checksum of the graph as it was before; it is left out, and nothing asks for it at serving time.)
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
+
+from isthmus.export.errors import ExportError
+from isthmus.export.tf_half import preprocessing as preprocessing_module
+from isthmus.export.tf_half import signatures, warmup
+from isthmus.lineage.files import canonical_json
+
+logger = logging.getLogger(__name__)
+
+CLASSIFY_METHOD = "tensorflow/serving/classify"
+LABELS_FILE = "labels.txt"
+MANIFEST_FILE = "manifest.json"
+EXTRA_ASSETS = "assets.extra"
+GRAPH_FILE = "saved_model.pb"
+# A SavedModel's graph is one protocol buffer, and those end at 2 GiB.
+MAX_GRAPH_BYTES = (1 << 31) - (1 << 20)
+
+
+def save(
+    logits_fn: Callable[[tf.Tensor], tf.Tensor],
+    *,
+    target: Path,
+    preprocessing: Mapping[str, Any],
+    labels: Sequence[str],
+    head: signatures.Head,
+    warmup_batch_sizes: Sequence[int],
+    sample_images: Sequence[bytes],
+) -> None:
+    """Save a lowered model with everything that serves it; `target` appears complete or not at all.
+
+    Args:
+        logits_fn: float32 [N, H, W, 3] (NHWC, preprocessed) -> float32 [N, C]; what `lowering.lower` returns.
+        target: folder of the SavedModel; must not exist.
+        preprocessing: timm's resolved data configuration.
+        labels: one per class, in order.
+        head: what turns logits into probabilities.
+        warmup_batch_sizes: batch sizes for which a warm-up request is written.
+        sample_images: at least one encoded image, for those requests.
+
+    Raises:
+        ExportError: the preprocessing cannot be expressed; a label that is not one line; a number of labels that
+            is not the model's number of classes; a model larger than one SavedModel graph may be.
+    """
+    steps = preprocessing_module.build(dict(preprocessing))
+    _check_labels(labels)
+    logits = signatures.frozen(logits_fn, height=steps.height, width=steps.width)
+    _check_logits(logits, labels)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        _write(staging / "model", staging / "assets", logits, steps, labels, head)
+        extra = staging / "model" / EXTRA_ASSETS
+        extra.mkdir()
+        warmup.write(
+            extra / warmup.FILE_NAME,
+            batch_sizes=warmup_batch_sizes,
+            sample_images=sample_images,
+            height=steps.height,
+            width=steps.width,
+        )
+        os.rename(staging / "model", target)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _write(
+    folder: Path,
+    assets: Path,
+    logits: Any,
+    steps: preprocessing_module.Preprocessing,
+    labels: Sequence[str],
+    head: signatures.Head,
+) -> None:
+    assets.mkdir()
+    (assets / LABELS_FILE).write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
+    (assets / MANIFEST_FILE).write_text("{}\n", encoding="utf-8")
+    model = signatures.ServedModel(
+        logits,
+        preprocessing=steps,
+        head=head,
+        num_classes=len(labels),
+        labels_file=assets / LABELS_FILE,
+        manifest_file=assets / MANIFEST_FILE,
+    )
+    tf.saved_model.save(model, str(folder), signatures=model.signatures())
+    _finish(folder)
+
+
+def _check_labels(labels: Sequence[str]) -> None:
+    broken = [label for label in labels if "\n" in label or "\r" in label]
+    if broken:
+        raise ExportError(f"label {broken[0]!r} has a line break: labels.txt holds one label a line. Rename it")
+
+
+def _check_logits(logits: Any, labels: Sequence[str]) -> None:
+    shape = logits.outputs[0].shape
+    if shape.rank != 2 or shape[1] not in (None, len(labels)):
+        raise ExportError(
+            f"the lowered model gives logits of shape {shape}; expected (N, {len(labels)}), one per label"
+        )
+    num_bytes = logits.graph.as_graph_def().ByteSize()
+    if num_bytes > MAX_GRAPH_BYTES:
+        raise ExportError(
+            f"the model has {num_bytes / 2**30:.1f} GiB of weights; a SavedModel graph holds less than 2 GiB. "
+            "Choose a smaller variant"
+        )
+
+
+def _finish(folder: Path) -> None:
+    """Name the classify method, and take out of the files what differs from one run to the next."""
+    file = folder / GRAPH_FILE
+    saved = saved_model_pb2.SavedModel.FromString(file.read_bytes())
+    for meta_graph in saved.meta_graphs:
+        meta_graph.signature_def["classify"].method_name = CLASSIFY_METHOD
+    file.write_bytes(saved.SerializeToString(deterministic=True))
+    (folder / "fingerprint.pb").unlink(missing_ok=True)
+
+
+def set_manifest(saved_model: Path, manifest: Mapping[str, Any]) -> None:
+    """Write the manifest where the `manifest` signature reads it at load, and beside it for people.
+
+    The graph does not change. Each of the two files is replaced by a rename.
+    """
+    text = canonical_json(dict(manifest)) + "\n"
+    for folder in (saved_model / "assets", saved_model / EXTRA_ASSETS):
+        folder.mkdir(exist_ok=True)
+        beside = folder / f".{MANIFEST_FILE}.new"
+        beside.write_text(text, encoding="utf-8")
+        os.replace(beside, folder / MANIFEST_FILE)
+
+
+def optimized_ops(
+    saved_model: Path, *, signature: str = "tensors", inputs: Mapping[str, np.ndarray]
+) -> Counter[str]:
+    """How often each operator occurs in the graph that really runs, after TensorFlow's own optimisers.
+
+    Loads the model as TensorFlow Serving does (a v1 session, default options) and runs `signature` on `inputs`.
+    """
+    v1 = tf.compat.v1
+    with v1.Session(graph=tf.Graph()) as session:
+        loaded = v1.saved_model.load(session, ["serve"], str(saved_model))
+        chosen = loaded.signature_def[signature]
+        metadata = v1.RunMetadata()
+        session.run(
+            {name: tensor.name for name, tensor in chosen.outputs.items()},
+            {chosen.inputs[name].name: value for name, value in inputs.items()},
+            options=v1.RunOptions(output_partition_graphs=True),
+            run_metadata=metadata,
+        )
+    return Counter(node.op for graph in metadata.partition_graphs for node in graph.node)
