@@ -1,0 +1,227 @@
+"""From an ONNX file to a TensorFlow function: probe the shapes, fuse, then emit operator by operator.
+
+The graph is walked three times. Two probes at fixed batch sizes evaluate everything that does not depend on pixels
+(the shape arithmetic that exporters leave behind) and record every shape; what differs between the two is an affine
+function of the batch. The third walk, once per trace of the returned callable, emits the operators with static
+shapes everywhere except where the batch enters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from isthmus.export.tf_half.direct import fusions, operators
+from isthmus.export.tf_half.direct.errors import LoweringError
+from isthmus.export.tf_half.direct.graph import Dims, Fact, Graph, GraphInput, Node, read_graph, static_dims
+from isthmus.export.tf_half.direct.registry import handler_for
+from isthmus.export.tf_half.direct.values import Run, Value, channels_last, current_run
+
+# Two sizes that no exporter bakes in by accident; tracing used 2, an image has 1 or 3 channels.
+PROBED_BATCH_SIZES = (5, 7)
+
+operators.register_all()
+
+
+class LoweredGraph:
+    """`images` float32 [N, H, W, C] -> `logits` float32 [N, num_classes], for any N. Trace it inside a tf.function."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.input = _single_image_input(graph)
+        if len(graph.outputs) != 1:
+            raise LoweringError(f"the ONNX model has {len(graph.outputs)} outputs; exactly one (the logits) is served")
+        _, channels, height, width = self.input.shape or (None,) * 4
+        self.image_shape = (height, width, channels)
+        probe(graph, self.input, channels_last(4))
+        fusions.fuse(graph)
+
+    @tf.autograph.experimental.do_not_convert
+    def __call__(self, images: tf.Tensor) -> tf.Tensor:
+        """Emit the graph; see the class's docstring."""
+        images = tf.ensure_shape(tf.convert_to_tensor(images, tf.float32), [None, *self.image_shape])
+        batch = tf.shape(images)[0]
+        run = Run(batch_sizes=PROBED_BATCH_SIZES, batch=batch)
+        feed = Value.of(images, channels_last(4))
+        with _running(run):
+            outputs = emit(self.graph, {self.input.name: feed})
+            return outputs[0].logical()
+
+
+def lower_graph(onnx_path: Path | str) -> LoweredGraph:
+    """Lower an image classifier: one float input [N, C, H, W] with a dynamic N, one output [N, num_classes].
+
+    Returns a callable on float32 NHWC images. Raises LoweringError for a file that is no such model and
+    UnsupportedOperatorError for an operator that has no lowering.
+    """
+    return LoweredGraph(read_graph(Path(onnx_path)))
+
+
+def _single_image_input(graph: Graph) -> GraphInput:
+    if len(graph.inputs) != 1:
+        names = ", ".join(entry.name for entry in graph.inputs) or "none"
+        raise LoweringError(f"the ONNX model has {len(graph.inputs)} inputs ({names}); exactly one image input is served")
+    image = graph.inputs[0]
+    if image.shape is None or len(image.shape) != 4 or None in image.shape[1:] or image.dtype != np.float32:
+        raise LoweringError(
+            f"ONNX input {image.name!r} is {image.dtype} {image.shape}; expected float32 [N, C, H, W] with fixed C, H, W"
+        )
+    if image.shape[0] is not None:
+        raise LoweringError(
+            f"ONNX input {image.name!r} has a fixed batch of {image.shape[0]}; export it with a dynamic batch axis"
+        )
+    return image
+
+
+@contextmanager
+def _running(run: Run) -> Iterator[None]:
+    token = current_run.set(run)
+    try:
+        yield
+    finally:
+        current_run.reset(token)
+
+
+def probe(graph: Graph, image: GraphInput, order: Sequence[int]) -> None:
+    """Fill `graph.facts` by walking the graph at each of PROBED_BATCH_SIZES, and drop what turned out constant."""
+    assert image.shape is not None
+    invariant: dict[str, np.ndarray] = dict(graph.constants)
+    walks: list[dict[str, Value]] = []
+    for batch_size in PROBED_BATCH_SIZES:
+        shape = [batch_size, *image.shape[1:]]
+        # A FuncGraph, unlike tf.Graph, lets tf.init_scope evaluate constants eagerly from inside.
+        probed = tf.__internal__.FuncGraph("probe")
+        with probed.as_default(), _running(Run(batch_sizes=(batch_size,), probing=True)):
+            stored = [shape[axis] for axis in order]
+            feed = Value.of(tf.raw_ops.Placeholder(dtype=tf.float32, shape=stored), order)
+            walks.append(_walk(graph, {image.name: feed}, invariant))
+    graph.facts = {name: _compare(name, [walk[name] for walk in walks]) for name in walks[0]}
+    for node in graph.nodes:
+        node.out_dims = tuple(graph.facts[name].dims if name else () for name in node.outputs)
+    settle_constants(graph)
+
+
+def settle_constants(graph: Graph) -> None:
+    """Drop nodes whose outputs are constants or affine in the batch, and whatever only fed those."""
+    remaining = []
+    for node in graph.nodes:
+        known = [graph.facts[name] for name in node.outputs if name]
+        if all(fact.constant is not None or fact.affine is not None for fact in known):
+            for name in node.outputs:
+                if name and graph.facts[name].constant is not None:
+                    graph.constants[name] = graph.facts[name].constant
+        else:
+            remaining.append(node)
+    graph.nodes = remaining
+    graph.prune()
+
+
+def _compare(name: str, values: list[Value]) -> Fact:
+    shapes = [value.shape for value in values]
+    if len({len(shape) for shape in shapes}) != 1:
+        raise LoweringError(f"the rank of ONNX value {name!r} depends on the batch size")
+    dims: Dims = tuple(zip(*shapes, strict=True))
+    arrays = [value.constant for value in values if value.constant is not None]
+    if len(arrays) < len(values) or len({array.shape for array in arrays}) != 1:
+        return Fact(dims=dims)
+    if all(array is arrays[0] or np.array_equal(array, arrays[0]) for array in arrays):
+        return Fact(dims=dims, constant=arrays[0])
+    if not np.issubdtype(arrays[0].dtype, np.integer):
+        return Fact(dims=dims)
+    (n0, n1), (first, second) = PROBED_BATCH_SIZES, arrays
+    slope, rest = np.divmod(second.astype(np.int64) - first, n1 - n0)
+    if rest.any():
+        return Fact(dims=dims)
+    return Fact(dims=dims, affine=(slope, first - slope * n0))
+
+
+def _walk(graph: Graph, feeds: Mapping[str, Value], invariant: dict[str, np.ndarray]) -> dict[str, Value]:
+    """One probe: every value of the graph, constants evaluated. `invariant` carries over what needs no batch."""
+    env = {name: Value.const(array) for name, array in graph.constants.items()}
+    env.update(feeds)
+    for node in graph.nodes:
+        if all(name in invariant or not name for name in node.outputs):
+            env.update({name: Value.const(invariant[name]) for name in node.outputs if name})
+            continue
+        inputs = [env[name] if name else None for name in node.inputs]
+        if all(value is None or value.constant is not None for value in inputs):
+            with tf.init_scope():
+                results = [Value.const(_evaluate(value)) for value in _call(node, inputs)]
+            if all(name in invariant for name in node.inputs if name):
+                invariant.update(
+                    {name: value.constant for name, value in _named(node, results) if value.constant is not None}
+                )
+        else:
+            results = _call(node, inputs)
+        env.update(_named(node, results))
+    return env
+
+
+def _evaluate(value: Value) -> np.ndarray:
+    return value.constant if value.constant is not None else value.logical().numpy()
+
+
+def emit(graph: Graph, feeds: Mapping[str, Value]) -> list[Value]:
+    """Emit the operators into the current TensorFlow graph; returns the graph's outputs."""
+    env: dict[str, Value] = dict(feeds)
+
+    def read(name: str) -> Value | None:
+        if not name:
+            return None
+        if name not in env:
+            env[name] = _settled(graph, name)
+        return env[name]
+
+    remaining_uses = {name: len(nodes) for name, nodes in graph.consumers().items()}
+    for node in graph.nodes:
+        results = _call(node, [read(name) for name in node.inputs])
+        for (name, value), dims in zip(_named(node, results), _dims_of(node), strict=True):
+            value.dims = dims
+            env[name] = value
+        for name in node.inputs:
+            remaining_uses[name] = remaining_uses.get(name, 0) - 1
+            if not remaining_uses[name] and name not in graph.outputs:
+                env.pop(name, None)
+    outputs = [read(name) for name in graph.outputs]
+    return [value for value in outputs if value is not None]
+
+
+def _settled(graph: Graph, name: str) -> Value:
+    """A value that needs no operator: a constant, or an integer that follows the batch."""
+    if name in graph.constants:
+        value = Value.const(graph.constants[name])
+        value.dims = static_dims(value.shape, len(current_run.get().batch_sizes))
+        return value
+    fact = graph.facts[name]
+    if fact.constant is not None:
+        value = Value.const(fact.constant)
+    else:
+        assert fact.affine is not None, name
+        value = Value.batch_affine(*fact.affine, tf.int64)
+    value.dims = fact.dims
+    return value
+
+
+def _dims_of(node: Node) -> list[Dims]:
+    assert node.out_dims is not None, node
+    return [dims for name, dims in zip(node.outputs, node.out_dims, strict=True) if name]
+
+
+def _named(node: Node, results: Sequence[Value]) -> list[tuple[str, Value]]:
+    return [(name, value) for name, value in zip(node.outputs, results, strict=False) if name]
+
+
+def _call(node: Node, inputs: Sequence[Value | None]) -> list[Value]:
+    handler = handler_for(node)
+    try:
+        results = handler(node, *inputs)
+    except LoweringError:
+        raise
+    except Exception as error:
+        raise node.unsupported(f"{type(error).__name__} while lowering it: {error}") from error
+    return [results] if isinstance(results, Value) else list(results)
