@@ -1,0 +1,67 @@
+"""Artifact types of our own, and the verdict file that every gate of ours leaves in its artifact."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from tfx.dsl.io import fileio
+from tfx.types.artifact import Artifact
+
+VERDICT_FILE = "verdict.json"
+BLESSED = "blessed"
+"""Integer property of a gate's artifact: 1 when the gate was passed, as TFX's own blessings have it."""
+
+
+class ParityReport(Artifact):
+    """How far the SavedModel is from torch in the pipeline's own runtime: verdict.json, property `blessed`."""
+
+    TYPE_NAME = "IsthmusParityReport"
+
+
+class Registration(Artifact):
+    """What the registry was told: registration.json, properties `registered_version` and `mlflow_run_id`."""
+
+    TYPE_NAME = "IsthmusRegistration"
+
+
+@dataclass(kw_only=True)
+class Verdict:
+    """What a gate found."""
+
+    passed: bool
+    """False also where the gate could not run."""
+
+    summary: str
+    """A few words for the line that a person sees."""
+
+    reasons: list[str] = field(default_factory=list)
+    """Why not, one sentence each; empty when passed."""
+
+    details: dict[str, Any] = field(default_factory=dict)
+    """Everything that was measured."""
+
+    def write(self, artifact: Artifact) -> None:
+        """Leave the verdict in the artifact's folder and as its property `blessed`."""
+        assert self.passed != bool(self.reasons), (
+            "a gate that refuses says why, one that passes has no reasons"
+        )
+        with fileio.open(os.path.join(artifact.uri, VERDICT_FILE), "w") as file:
+            file.write(json.dumps(asdict(self), indent=2, ensure_ascii=False))
+        artifact.set_int_custom_property(BLESSED, int(self.passed))
+
+    @classmethod
+    def read(cls, artifact: Artifact) -> Verdict:
+        """The verdict in an artifact."""
+        with fileio.open(os.path.join(artifact.uri, VERDICT_FILE), "r") as file:
+            return cls(**json.loads(file.read()))
+
+
+def could_not_run(error: Exception) -> Verdict:
+    """The verdict of a gate that broke: it has failed."""
+    text = " ".join(str(error).split())[:500] or "no text"
+    return Verdict(
+        passed=False, summary="could not run", reasons=[f"it could not run: {type(error).__name__}: {text}"]
+    )

@@ -1,0 +1,40 @@
+"""Which code each component's answer depends on: a change there runs it again, and nothing else does."""
+
+from __future__ import annotations
+
+from isthmus.lineage.files import sha256_text
+from isthmus.lineage.source import code_digest
+
+_PIPELINE = "isthmus.tfx_pipeline"
+_READS_MODEL = (f"{_PIPELINE}.artifacts", f"{_PIPELINE}.model_artifact", "isthmus.export.bundle")
+_MEASURES = (
+    *_READS_MODEL,
+    f"{_PIPELINE}.parity_validator",
+    "isthmus.export.parity",
+    "isthmus.export.reference",
+)
+
+#: {component: modules and packages}.
+CODE = {
+    "ImageExampleGen": (f"{_PIPELINE}.image_example_gen", f"{_PIPELINE}.image_folder"),
+    "BundleImporter": (f"{_PIPELINE}.bundle_importer", "isthmus.export.bundle"),
+    "ParityValidator": _MEASURES,
+    "ChampionResolver": (f"{_PIPELINE}.champion_resolver",),
+    "Evaluator": (f"{_PIPELINE}.evaluator",),
+    "ServerValidator": (
+        *_MEASURES,
+        f"{_PIPELINE}.server_validator",
+        f"{_PIPELINE}.server_questions",
+        "isthmus.serving",
+    ),
+    "Pusher": (f"{_PIPELINE}.pusher", f"{_PIPELINE}.anomalies", f"{_PIPELINE}.evaluator", *_READS_MODEL),
+    "Registrar": (f"{_PIPELINE}.registrar", f"{_PIPELINE}.evaluator", "isthmus.lineage"),
+}
+
+
+def code_keys() -> dict[str, str]:
+    """{component: digest of its code}."""
+    return {
+        component: sha256_text("".join(code_digest(module) for module in modules))
+        for component, modules in CODE.items()
+    }

@@ -1,0 +1,117 @@
+"""What the pipeline may be told. Parsed from a recipe's `pipeline:` section."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+
+def _share(name: str, value: float | None) -> None:
+    if value is not None and not 0 <= value <= 1:
+        raise ValueError(f"pipeline.{name} is a share between 0 and 1, got {value}")
+
+
+@dataclass(kw_only=True)
+class EvaluationGate:
+    """How good a model must be on the evaluation split."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+
+    min_accuracy: float = 0.5
+    """Smallest share of right answers over the whole split."""
+
+    max_accuracy_drop: float = 0.005
+    """How much lower than the champion's accuracy, measured on the same images, it may be."""
+
+    min_class_accuracy: float | None = None
+    """Smallest share of right answers within every class. None: shown, and decides nothing."""
+
+    def __post_init__(self) -> None:
+        """Refuse thresholds that no accuracy can mean."""
+        _share("evaluation.min_accuracy", self.min_accuracy)
+        _share("evaluation.max_accuracy_drop", self.max_accuracy_drop)
+        _share("evaluation.min_class_accuracy", self.min_class_accuracy)
+
+
+@dataclass(kw_only=True)
+class ParityGate:
+    """How far the SavedModel, in the pipeline's own runtime, may be from torch's recorded answers."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+
+    logit_error: float = 1e-3
+    """Largest max |Δlogit| ÷ (standard deviation of torch's logits between images, averaged over classes)."""
+
+    top1_agreement: float = 1.0
+    """Smallest share of images, ties left out, whose best class is torch's."""
+
+    def __post_init__(self) -> None:
+        """Refuse limits that no comparison can mean."""
+        if not self.logit_error > 0:
+            raise ValueError(f"pipeline.parity.logit_error must be > 0, got {self.logit_error}")
+        if not 0 < self.top1_agreement <= 1:
+            raise ValueError(
+                f"pipeline.parity.top1_agreement is a share in (0, 1], got {self.top1_agreement}"
+            )
+
+
+@dataclass(kw_only=True)
+class ServerGate:
+    """What the real server is asked before a model may be pushed."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+
+    num_images: int = 8
+    """Reference images sent to each signature over gRPC and over REST."""
+
+    deadline_s: float = 120.0
+    """The server must have loaded the model within this time, and answer each request within it."""
+
+    def __post_init__(self) -> None:
+        """Refuse a gate that would ask nothing."""
+        if self.num_images < 1:
+            raise ValueError(f"pipeline.server.num_images must be ≥ 1, got {self.num_images}")
+        if not self.deadline_s > 0:
+            raise ValueError(f"pipeline.server.deadline_s must be > 0 seconds, got {self.deadline_s}")
+
+
+@dataclass(kw_only=True)
+class PipelineConfig:
+    """The `pipeline:` section of a recipe."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+
+    evaluation_split: Literal["val", "test"] = "test"
+    """The split that the Evaluator measures on."""
+
+    evaluation: EvaluationGate = field(default_factory=EvaluationGate)
+    """Accuracy thresholds."""
+
+    parity: ParityGate = field(default_factory=ParityGate)
+    """Limits of the parity measurement."""
+
+    server: ServerGate = field(default_factory=ServerGate)
+    """The server check."""
+
+    on_corrupt: Literal["fail", "quarantine"] = "fail"
+    """What an image that cannot be decoded does: stop the run, or be left out and listed."""
+
+    max_corrupt_share: float = 0.01
+    """With `quarantine`: a larger share of unreadable images than this stops the run all the same."""
+
+    schema: Path | None = None
+    """A curated schema (`schema.pbtxt`) to validate the data against. None: inferred from the training split."""
+
+    beam_workers: int = 1
+    """Processes for Beam's work. 1 runs it inside the pipeline's own process, which is faster below some ten
+    thousand images."""
+
+    beam_args: tuple[str, ...] = ()
+    """Further Beam options, for instance `--runner=FlinkRunner`; they come last and so win."""
+
+    def __post_init__(self) -> None:
+        """Refuse what could only fail much later."""
+        _share("max_corrupt_share", self.max_corrupt_share)
+        if self.beam_workers < 1:
+            raise ValueError(f"pipeline.beam_workers must be ≥ 1, got {self.beam_workers}")

@@ -1,0 +1,104 @@
+"""An ImageFolder on disk, looked at before anything heavy starts. Standard library only."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from isthmus.tfx_pipeline.errors import PipelineError
+
+#: Folder names below the data root, each with one folder per class.
+SPLITS = ("train", "val", "test")
+
+#: What timm's image folder reads; other files are left alone there, and so here.
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+
+
+def is_image(path: str) -> bool:
+    """Tells whether timm would read this file as an image, by its name."""
+    return path.lower().endswith(IMAGE_SUFFIXES)
+
+
+def class_of(relative_path: str) -> str:
+    """The class of an image: the name of the folder that holds it, as in timm."""
+    return PurePosixPath(relative_path).parent.name
+
+
+@dataclass(kw_only=True, frozen=True)
+class ImageFolder:
+    """What `inspect` saw."""
+
+    root: Path
+    """The data root."""
+
+    num_images: dict[str, int]
+    """{split: number of image files}."""
+
+    fingerprint: str
+    """sha256 over name, size and modification time of every image: changes when any image may have changed."""
+
+
+def inspect(root: Path, *, labels: list[str]) -> ImageFolder:
+    """Look at every file name below the three split folders, and at no file's content.
+
+    Args:
+        root: The data root, with `train/`, `val/` and `test/`.
+        labels: The model's labels. A class folder must be one of them.
+
+    Raises:
+        PipelineError: The root, a split or its images are missing, a class folder is empty, or a class is unknown
+            to the model.
+    """
+    if not root.is_dir():
+        raise PipelineError(f"no data folder at {root}; give a folder with {', '.join(SPLITS)} inside")
+    known = set(labels)
+    digest = hashlib.sha256()
+    num_images = {}
+    for split in SPLITS:
+        if not (root / split).is_dir():
+            raise PipelineError(
+                f"{root} has no folder {split!r}; it needs {', '.join(SPLITS)}, each with one per class"
+            )
+        num_images[split] = 0
+        for folder, images in _image_folders(root / split):
+            relative = folder.relative_to(root).as_posix()
+            if not images:
+                raise PipelineError(
+                    f"class folder {root / relative} holds no images ({', '.join(IMAGE_SUFFIXES)})"
+                )
+            if folder == root / split:
+                raise PipelineError(
+                    f"{folder} holds images outside a class folder, for instance {images[0].name}"
+                )
+            if folder.name not in known:
+                raise PipelineError(
+                    f"class folder {root / relative} is not among the model's {len(labels)} labels "
+                    f"({', '.join(labels[:10])}{', …' if len(labels) > 10 else ''})"
+                )
+            for image in images:
+                state = image.stat()
+                digest.update(f"{relative}/{image.name}\0{state.st_size}\0{state.st_mtime_ns}\n".encode())
+            num_images[split] += len(images)
+        if not num_images[split]:
+            raise PipelineError(
+                f"{root / split} holds no class folder with images ({', '.join(IMAGE_SUFFIXES)})"
+            )
+    return ImageFolder(root=root, num_images=num_images, fingerprint=digest.hexdigest())
+
+
+def _image_folders(top: Path) -> list[tuple[Path, list[os.DirEntry[str]]]]:
+    """Every folder with images, and every leaf folder, below and including `top`, in sorted order."""
+    found = []
+    stack = [top]
+    while stack:
+        folder = stack.pop()
+        with os.scandir(folder) as scan:
+            entries = sorted(scan, key=lambda entry: entry.name)
+        below = [Path(entry.path) for entry in entries if entry.is_dir()]
+        images = [entry for entry in entries if entry.is_file() and is_image(entry.name)]
+        stack.extend(reversed(below))
+        if images or (not below and folder != top):
+            found.append((folder, images))
+    return found

@@ -1,0 +1,243 @@
+"""The pipeline as a value: which components there are, and who feeds whom. Nothing runs here.
+
+images → ImageExampleGen → StatisticsGen → SchemaGen → ExampleValidator ─ anomalies ─┐
+bundle → BundleImporter ─┬→ ParityValidator ─────────────────────────────── parity ──┤
+                         ├→ ChampionResolver → Evaluator ─────────────── blessing ───┼→ Pusher → Registrar
+                         └→ ServerValidator ─────────────────────── infra blessing ──┘
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tensorflow_data_validation as tfdv
+from tfx.components import ExampleValidator, SchemaGen, StatisticsGen
+from tfx.components.schema_gen.import_schema_gen.component import ImportSchemaGen
+from tfx.orchestration import metadata
+from tfx.orchestration.pipeline import Pipeline
+
+from isthmus.lineage.files import canonical_json
+from isthmus.tfx_pipeline.bundle_importer import BundleImporter
+from isthmus.tfx_pipeline.champion_resolver import ChampionResolver
+from isthmus.tfx_pipeline.config import PipelineConfig
+from isthmus.tfx_pipeline.evaluator import Evaluator
+from isthmus.tfx_pipeline.image_example_gen import ImageExampleGen
+from isthmus.tfx_pipeline.image_folder import SPLITS
+from isthmus.tfx_pipeline.parity_validator import ParityValidator
+from isthmus.tfx_pipeline.pusher import Pusher
+from isthmus.tfx_pipeline.registrar import Registrar
+from isthmus.tfx_pipeline.server_validator import ServerValidator
+
+#: What statistics look at: everything but the image itself and its unique name.
+DESCRIBED_FEATURES = (
+    "image/format",
+    "image/height",
+    "image/width",
+    "image/channels",
+    "image/bytes",
+    "image/aspect",
+    "image/mean",
+    "image/std",
+    "image/class/label",
+    "image/class/text",
+)
+
+
+@dataclass(kw_only=True, frozen=True)
+class Places:
+    """Where a run reads and writes. Local paths or anything that TFX and Beam open."""
+
+    pipeline_root: str
+    """Folder of the artifacts."""
+
+    serving: str
+    """Folder of the pushed versions of this model."""
+
+    data_root: str
+    """The image folder."""
+
+    bundle: str
+    """The bundle's directory."""
+
+    home: str
+    """Home folder, where the registry is by default."""
+
+    tracking_uri: str = ""
+    """MLflow store; "" for the one in the home folder."""
+
+
+@dataclass(kw_only=True, frozen=True)
+class CacheKeys:
+    """What the outside world looked like when the run was started: a component whose key changed runs again."""
+
+    data: str
+    """Fingerprint of the image files."""
+
+    manifest: str
+    """sha256 of the bundle's manifest.json."""
+
+    champion: str
+    """SavedModel digest of the champion to compare with, or "" when there is none."""
+
+    code: dict[str, str]
+    """{component: digest of the code its answer depends on}."""
+
+
+def beam_args(config: PipelineConfig) -> list[str]:
+    """Beam's options. The in-process runner is named, because Beam's newer default runner hung TFX's own tests."""
+    mode = "in_memory" if config.beam_workers == 1 else "multi_processing"
+    return [
+        f"--direct_running_mode={mode}",
+        f"--direct_num_workers={config.beam_workers}",
+        *config.beam_args,
+    ]
+
+
+def create_pipeline(
+    *,
+    name: str,
+    labels: list[str],
+    places: Places,
+    config: PipelineConfig,
+    keys: CacheKeys,
+    schema_file: str | None = None,
+    metadata_connection_config: Any = None,
+    enable_cache: bool = True,
+) -> Pipeline:
+    """Build the pipeline. A pure function of its arguments.
+
+    Args:
+        name: Registered model name; also the pipeline's.
+        labels: The model's labels, in the order of its outputs.
+        places: Where to read and write.
+        config: The recipe's `pipeline:` section.
+        keys: What the cache depends on besides the parameters.
+        schema_file: A curated schema; its path must change when its content does. None: inferred from `train`.
+        metadata_connection_config: MLMD's connection; None where the orchestrator brings its own.
+        enable_cache: Whether unchanged components are taken from the last run.
+    """
+    examples = ImageExampleGen(
+        input_base=places.data_root,
+        splits=list(SPLITS),
+        labels=labels,
+        on_corrupt=config.on_corrupt,
+        max_corrupt_share=config.max_corrupt_share,
+        fingerprint=keys.data,
+        code=keys.code["ImageExampleGen"],
+    )
+    data = _data_validation(examples, schema_file)
+    model = BundleImporter(
+        bundle=places.bundle, manifest_sha256=keys.manifest, code=keys.code["BundleImporter"]
+    )
+    gates = _model_validation(examples, model, name=name, places=places, config=config, keys=keys)
+    parity, champion, evaluator, server = gates
+    pusher = Pusher(
+        model=model.outputs["model"],
+        anomalies=data[-1].outputs["anomalies"],
+        parity=parity.outputs["parity"],
+        evaluation=evaluator.outputs["evaluation"],
+        model_blessing=evaluator.outputs["blessing"],
+        infra_blessing=server.outputs["blessing"],
+        base_directory=places.serving,
+        code=keys.code["Pusher"],
+    )
+    registrar = Registrar(
+        model=model.outputs["model"],
+        pushed_model=pusher.outputs["pushed_model"],
+        evaluation=evaluator.outputs["evaluation"],
+        parity=parity.outputs["parity"],
+        name=name,
+        bundle=places.bundle,
+        home=places.home,
+        tracking_uri=places.tracking_uri,
+        settings=canonical_json(settings(config)),
+        code=keys.code["Registrar"],
+    )
+    return Pipeline(
+        pipeline_name=name,
+        pipeline_root=places.pipeline_root,
+        metadata_connection_config=metadata_connection_config,
+        enable_cache=enable_cache,
+        beam_pipeline_args=beam_args(config),
+        components=[examples, *data, model, parity, champion, evaluator, server, pusher, registrar],
+    )
+
+
+def _data_validation(examples: ImageExampleGen, schema_file: str | None) -> list[Any]:
+    """StatisticsGen, the schema, ExampleValidator."""
+    statistics = StatisticsGen(
+        examples=examples.outputs["examples"],
+        stats_options=tfdv.StatsOptions(feature_allowlist=list(DESCRIBED_FEATURES)),
+    )
+    if schema_file is None:
+        schema = SchemaGen(
+            statistics=statistics.outputs["statistics"],
+            infer_feature_shape=False,
+            exclude_splits=[split for split in SPLITS if split != "train"],
+        )
+    else:
+        schema = ImportSchemaGen(schema_file=schema_file)
+    validator = ExampleValidator(statistics=statistics.outputs["statistics"], schema=schema.outputs["schema"])
+    return [statistics, schema, validator]
+
+
+def _model_validation(
+    examples: ImageExampleGen,
+    model: BundleImporter,
+    *,
+    name: str,
+    places: Places,
+    config: PipelineConfig,
+    keys: CacheKeys,
+) -> tuple[ParityValidator, ChampionResolver, Evaluator, ServerValidator]:
+    """The gates that look at the model."""
+    parity = ParityValidator(
+        model=model.outputs["model"],
+        examples=examples.outputs["examples"],
+        evaluation_split=config.evaluation_split,
+        logit_error=config.parity.logit_error,
+        top1_agreement=config.parity.top1_agreement,
+        code=keys.code["ParityValidator"],
+    )
+    champion = ChampionResolver(
+        model=model.outputs["model"],
+        name=name,
+        home=places.home,
+        tracking_uri=places.tracking_uri,
+        champion=keys.champion,
+        code=keys.code["ChampionResolver"],
+    )
+    evaluator = Evaluator(
+        examples=examples.outputs["examples"],
+        model=model.outputs["model"],
+        baseline_model=champion.outputs["baseline"],
+        evaluation_split=config.evaluation_split,
+        gate=config.evaluation,
+        code=keys.code["Evaluator"],
+    )
+    server = ServerValidator(
+        model=model.outputs["model"],
+        num_images=config.server.num_images,
+        deadline_s=config.server.deadline_s,
+        logit_error=config.parity.logit_error,
+        top1_agreement=config.parity.top1_agreement,
+        code=keys.code["ServerValidator"],
+    )
+    return parity, champion, evaluator, server
+
+
+def settings(config: PipelineConfig) -> dict[str, Any]:
+    """The configuration as plain JSON values, for the record."""
+    from dataclasses import asdict
+
+    values = asdict(config)
+    values["schema"] = None if config.schema is None else str(config.schema)
+    values["beam_args"] = list(config.beam_args)
+    return values
+
+
+def local_metadata(database: Path) -> Any:
+    """MLMD in a SQLite file."""
+    return metadata.sqlite_metadata_connection_config(str(database))

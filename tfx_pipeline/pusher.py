@@ -1,0 +1,168 @@
+"""Pusher: publishes a model that every gate has passed, to a folder that a server polls.
+
+TFX's own Pusher copies straight into the version's folder, asks for two blessings only, and pushes the same model
+again whenever it runs. Ours asks all gates, publishes by one rename, and finds a model that is already there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from tfx import types
+from tfx.components.pusher import executor as tfx_pusher
+from tfx.components.util import model_utils
+from tfx.dsl.components.base import base_component, executor_spec
+from tfx.types import standard_artifacts
+from tfx.types.component_spec import ChannelParameter, ComponentSpec, ExecutionParameter
+
+from isthmus.export.bundle import MANIFEST_COPIES
+from isthmus.lineage.files import publish_directory, tree_digest
+from isthmus.tfx_pipeline import evaluator
+from isthmus.tfx_pipeline.anomalies import anomaly_sentences
+from isthmus.tfx_pipeline.artifacts import BLESSED, ParityReport, Verdict
+from isthmus.tfx_pipeline.model_artifact import saved_model_of
+
+NOT_PUSHED_BECAUSE = "not_pushed_because"
+"""String property of the PushedModel artifact: a JSON list of sentences."""
+
+FRESH = "fresh"
+"""Integer property: 1 when this execution put the model there, 0 when it was there already."""
+
+_STAGING = ".pushing-"
+
+
+def refusals(gates: dict[str, types.Artifact]) -> list[str]:
+    """Every reason against pushing, each led by the name of the gate.
+
+    Args:
+        gates: {"anomalies", "parity", "evaluation", "model_blessing", "infra_blessing": artifact}.
+    """
+    reasons = [f"ExampleValidator: {text}" for text in anomaly_sentences(gates["anomalies"])]
+    reasons += [f"ParityValidator: {text}" for text in Verdict.read(gates["parity"]).reasons]
+    reasons += [f"Evaluator: {text}" for text in evaluator.refusals(gates["evaluation"])]
+    reasons += [f"ServerValidator: {text}" for text in Verdict.read(gates["infra_blessing"]).reasons]
+    if reasons:
+        return reasons
+    # The sentences explain; the blessings decide.
+    if gates["parity"].get_int_custom_property(BLESSED) != 1:
+        reasons.append("ParityValidator: the model is not blessed")
+    if not model_utils.is_model_blessed(gates["model_blessing"]):
+        reasons.append("Evaluator: the model is not blessed")
+    if not model_utils.is_infra_validated(gates["infra_blessing"]):
+        reasons.append("ServerValidator: the model is not blessed")
+    return reasons
+
+
+def pushed_version(base: Path, saved_model_digest: str) -> int | None:
+    """The newest complete version below a serving folder that has this content, if there is one."""
+    for version in sorted(versions(base), reverse=True):
+        if tree_digest(base / str(version), exclude=MANIFEST_COPIES) == saved_model_digest:
+            return version
+    return None
+
+
+def versions(base: Path) -> list[int]:
+    """The numbers of the complete versions (those with a saved_model.pb) below a serving folder."""
+    if not base.is_dir():
+        return []
+    return [int(p.name) for p in base.iterdir() if p.name.isdecimal() and (p / "saved_model.pb").is_file()]
+
+
+def push(saved_model: Path, base: Path) -> int:
+    """Publish a copy as the next version: seconds since 1970, or one more than the newest. Returns the number.
+
+    A server sees the whole folder or nothing. What an interrupted push left behind is removed first.
+    """
+    base.mkdir(parents=True, exist_ok=True)
+    for leftover in base.glob(f"{_STAGING}*"):
+        shutil.rmtree(leftover)
+    taken = [int(path.name) for path in base.iterdir() if path.name.isdecimal()]
+    version = max([int(time.time()), *(number + 1 for number in taken)])
+    staging = base / f"{_STAGING}{version}"
+    shutil.copytree(saved_model, staging)
+    publish_directory(staging, base / str(version))
+    return version
+
+
+class Executor(tfx_pusher.Executor):
+    """Asks the gates, then pushes."""
+
+    def Do(  # noqa: N802 - TFX's name
+        self,
+        input_dict: dict[str, list[types.Artifact]],
+        output_dict: dict[str, list[types.Artifact]],
+        exec_properties: dict[str, Any],
+    ) -> None:
+        """Push, or write down why not; the PushedModel artifact has TFX's own properties and two of ours."""
+        (pushed,) = output_dict["pushed_model"]
+        (model,) = input_dict["model"]
+        reasons = refusals({key: artifacts[0] for key, artifacts in input_dict.items() if key != "model"})
+        if reasons:
+            self._MarkNotPushed(pushed)
+            pushed.set_string_custom_property(NOT_PUSHED_BECAUSE, json.dumps(reasons, ensure_ascii=False))
+            return
+        saved_model, base = saved_model_of(model), Path(exec_properties["base_directory"])
+        version = pushed_version(base, model.get_string_custom_property("saved_model_digest"))
+        pushed.set_int_custom_property(FRESH, int(version is None))
+        if version is None:
+            version = push(saved_model, base)
+        self._MarkPushed(
+            pushed, pushed_destination=os.path.join(base, str(version)), pushed_version=str(version)
+        )
+
+
+class PusherSpec(ComponentSpec):
+    """Inputs, outputs and parameters of the Pusher."""
+
+    PARAMETERS = {  # noqa: RUF012 - TFX reads class attributes
+        "base_directory": ExecutionParameter(type=str),
+        "code": ExecutionParameter(type=str),
+    }
+    INPUTS = {  # noqa: RUF012
+        "model": ChannelParameter(type=standard_artifacts.Model),
+        "anomalies": ChannelParameter(type=standard_artifacts.ExampleAnomalies),
+        "parity": ChannelParameter(type=ParityReport),
+        "evaluation": ChannelParameter(type=standard_artifacts.ModelEvaluation),
+        "model_blessing": ChannelParameter(type=standard_artifacts.ModelBlessing),
+        "infra_blessing": ChannelParameter(type=standard_artifacts.InfraBlessing),
+    }
+    OUTPUTS = {"pushed_model": ChannelParameter(type=standard_artifacts.PushedModel)}  # noqa: RUF012
+
+
+class Pusher(base_component.BaseComponent):
+    """Publishes to `<base_directory>/<version>/`. No gate is optional."""
+
+    SPEC_CLASS = PusherSpec
+    EXECUTOR_SPEC = executor_spec.ExecutorClassSpec(Executor)
+
+    def __init__(
+        self,
+        *,
+        model: types.BaseChannel,
+        anomalies: types.BaseChannel,
+        parity: types.BaseChannel,
+        evaluation: types.BaseChannel,
+        model_blessing: types.BaseChannel,
+        infra_blessing: types.BaseChannel,
+        base_directory: str,
+        code: str,
+    ) -> None:
+        """Describe one run; `base_directory` is the folder that a server polls."""
+        super().__init__(
+            PusherSpec(
+                model=model,
+                anomalies=anomalies,
+                parity=parity,
+                evaluation=evaluation,
+                model_blessing=model_blessing,
+                infra_blessing=infra_blessing,
+                base_directory=base_directory,
+                code=code,
+                pushed_model=types.Channel(type=standard_artifacts.PushedModel),
+            )
+        )

@@ -1,0 +1,287 @@
+"""One run of the pipeline on this machine: from a bundle and an image folder to a pushed, registered version.
+
+The order: look at what was given, take the lock, ask the registry who is champion, build the pipeline, run it, and
+say what came of it. Nothing heavy is imported before the input has been looked at.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from isthmus.lineage.files import sha256_file
+from isthmus.tfx_pipeline import image_folder
+from isthmus.tfx_pipeline.code import code_keys
+from isthmus.tfx_pipeline.config import PipelineConfig
+from isthmus.tfx_pipeline.errors import NotPushedError, PipelineError
+
+if TYPE_CHECKING:
+    from isthmus.export.bundle import Bundle
+    from isthmus.tfx_pipeline.runner import Outcome
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class PipelineResult:
+    """What a run that succeeded came to."""
+
+    pushed: Path
+    """The pushed version's directory."""
+
+    version: int
+    """Its number, the directory's name."""
+
+    metrics: dict[str, float]
+    """The Evaluator's numbers: `accuracy`, `num_images`, `accuracy/label:<class>`, `accuracy_change`."""
+
+    registered_version: int
+    """The registry's number for it."""
+
+    up_to_date: bool
+    """True when this content had been pushed before and nothing was copied."""
+
+    seconds: float
+    """Wall time, imports included."""
+
+    cached: list[str] = field(default_factory=list)
+    """Components that were taken from the last run."""
+
+    run: list[str] = field(default_factory=list)
+    """Components that were run."""
+
+
+def run_local(
+    *,
+    name: str,
+    bundle: Path,
+    data_root: Path,
+    config: PipelineConfig,
+    home: Path,
+    tracking_uri: str | None = None,
+) -> PipelineResult:
+    """Validate a bundle against an image folder and, when every gate is passed, push and register it.
+
+    Args:
+        name: Registered model name.
+        bundle: The bundle's directory, or a link to it.
+        data_root: Image folder with `train/`, `val/` and `test/`.
+        config: The recipe's `pipeline:` section.
+        home: Home folder; versions are pushed to `<home>/serving/<name>/<version>/`.
+        tracking_uri: MLflow store; None for the one in the home folder.
+
+    Raises:
+        NotPushedError: A gate refused the model, or could not run.
+        PipelineError: The input cannot be used, or another run of this pipeline is in progress.
+        ExportError: There is no usable bundle.
+        LineageError: The registry cannot be reached.
+    """
+    from isthmus.export import bundle as bundles
+
+    started = time.monotonic()
+    opened = bundles.load(bundle)
+    if opened.manifest["model"]["head"] != "single_label":
+        raise PipelineError(
+            f"{opened.path} is a {opened.manifest['model']['head']} model; an image folder has one label per image"
+        )
+    folder = image_folder.inspect(data_root.absolute(), labels=opened.manifest["model"]["labels"])
+    if config.schema is not None and not config.schema.is_file():
+        raise PipelineError(f"no schema at {config.schema}; leave pipeline.schema out to have one inferred")
+    home = home.absolute()
+    root = home / "pipeline" / name
+    with _only_run(root):
+        logger.info("bundle %s", opened.path)
+        counts = ", ".join(f"{count} {split}" for split, count in folder.num_images.items())
+        logger.info("images %s (%s)", folder.root, counts)
+        outcomes = _run(
+            opened, folder, name=name, config=config, home=home, root=root, tracking_uri=tracking_uri
+        )
+        return _result(outcomes, seconds=time.monotonic() - started)
+
+
+def _run(
+    bundle: Bundle,
+    folder: image_folder.ImageFolder,
+    *,
+    name: str,
+    config: PipelineConfig,
+    home: Path,
+    root: Path,
+    tracking_uri: str | None,
+) -> dict[str, Outcome]:
+    """Build the pipeline and run it; returns the outcomes of all components by id."""
+    database, serving = home / "metadata.db", home / "serving" / name
+    if not database.exists() and root.exists():
+        # Artifacts are filed under MLMD's numbers: without the database they cannot be found, only be mixed with.
+        _clear(root)
+    champion, registered = _registry_state(name, bundle, home=home, tracking_uri=tracking_uri)
+    logger.info("loading TFX")
+    started = time.monotonic()
+    from isthmus.tfx_pipeline import pipeline as pipelines
+    from isthmus.tfx_pipeline.pusher import pushed_version
+    from isthmus.tfx_pipeline.runner import ReportingRunner
+
+    logger.info("TFX loaded in %.0f s", time.monotonic() - started)
+    keys = pipelines.CacheKeys(
+        data=folder.fingerprint,
+        manifest=sha256_file(bundle.path / "manifest.json"),
+        champion=champion,
+        code=code_keys(),
+    )
+    # What the cache believes to be done may have been undone behind its back.
+    uncached = []
+    if pushed_version(serving, bundle.manifest["saved_model_digest"]) is None:
+        uncached += ["Pusher", "Registrar"]
+    elif not registered:
+        uncached += ["Registrar"]
+    built = pipelines.create_pipeline(
+        name=name,
+        labels=bundle.manifest["model"]["labels"],
+        places=pipelines.Places(
+            pipeline_root=str(root),
+            serving=str(serving),
+            data_root=str(folder.root),
+            bundle=str(bundle.path),
+            home=str(home),
+            tracking_uri=tracking_uri or "",
+        ),
+        config=config,
+        keys=keys,
+        schema_file=_curated_schema(config, root),
+        metadata_connection_config=pipelines.local_metadata(database),
+    )
+    return _execute(ReportingRunner, built, uncached)
+
+
+def _execute(runner_class: Any, built: Any, uncached: list[str]) -> dict[str, Outcome]:
+    from isthmus.tfx_pipeline.runner import ComponentFailed
+    from isthmus.tfx_pipeline.story import reasons_so_far, told
+
+    outcomes: dict[str, Outcome] = {}
+
+    def report(outcome: Outcome) -> None:
+        outcomes[outcome.node] = outcome
+        how = "cached" if outcome.cached else f"{outcome.seconds:.1f} s"
+        logger.info("%2d/%d %-17s %8s  %s", outcome.number, outcome.total, outcome.node, how, told(outcome))
+
+    try:
+        runner_class(report, uncached=uncached).run(built)
+    except ComponentFailed as failed:
+        cause = failed.__cause__
+        text = (
+            str(cause) if hasattr(cause, "exit_code") else f"could not run: {type(cause).__name__}: {cause}"
+        )
+        if _was_pushed(outcomes):
+            raise PipelineError(
+                f"pushed, but not registered, because {failed.node} {' '.join(text.split())[:1000]}; "
+                "run the same command again"
+            ) from cause
+        raise NotPushedError([*reasons_so_far(outcomes), f"{failed.node}: {text[:1000]}"]) from cause
+    return outcomes
+
+
+def _was_pushed(outcomes: dict[str, Outcome]) -> bool:
+    pushed = outcomes["Pusher"].outputs["pushed_model"] if "Pusher" in outcomes else None
+    return pushed is not None and pushed.get_int_custom_property("pushed") == 1
+
+
+def _result(outcomes: dict[str, Outcome], *, seconds: float) -> PipelineResult:
+    """Read the result out of the artifacts; raises NotPushedError when there is none."""
+    from isthmus.tfx_pipeline.evaluator import read_evaluation
+    from isthmus.tfx_pipeline.pusher import FRESH
+    from isthmus.tfx_pipeline.registrar import REGISTERED_VERSION
+    from isthmus.tfx_pipeline.story import reasons_so_far
+
+    pushed = outcomes["Pusher"].outputs["pushed_model"]
+    if not _was_pushed(outcomes):
+        raise NotPushedError(reasons_so_far(outcomes))
+    destination = Path(pushed.get_string_custom_property("pushed_destination"))
+    up_to_date = outcomes["Pusher"].cached or pushed.get_int_custom_property(FRESH) == 0
+    result = PipelineResult(
+        pushed=destination,
+        version=int(pushed.get_string_custom_property("pushed_version")),
+        metrics=read_evaluation(outcomes["Evaluator"].outputs["evaluation"]).metrics(),
+        registered_version=outcomes["Registrar"]
+        .outputs["registration"]
+        .get_int_custom_property(REGISTERED_VERSION),
+        up_to_date=up_to_date,
+        seconds=seconds,
+        cached=[node for node, outcome in outcomes.items() if outcome.cached],
+        run=[node for node, outcome in outcomes.items() if not outcome.cached],
+    )
+    if not result.run:
+        logger.info("nothing has changed: all %d components are cached", len(result.cached))
+    logger.info(
+        "%s %s (registered version %d, accuracy %.4f)",
+        "up to date: already pushed to" if up_to_date else "pushed to",
+        destination,
+        result.registered_version,
+        result.metrics["accuracy"],
+    )
+    return result
+
+
+def _registry_state(name: str, bundle: Bundle, *, home: Path, tracking_uri: str | None) -> tuple[str, bool]:
+    """(digest of the champion to compare with or "", whether this very content is registered)."""
+    from isthmus.lineage import registry, tracking
+
+    home.mkdir(parents=True, exist_ok=True)
+    tracking.connect(home, tracking_uri)
+    digest = bundle.manifest["saved_model_digest"]
+    champion = registry.champion(name)
+    registered = bool(registry.find(name, saved_model_digest=digest))
+    if champion is None or champion.saved_model_digest == digest:
+        return "", registered
+    return champion.saved_model_digest or f"version {champion.version}", registered
+
+
+def _curated_schema(config: PipelineConfig, root: Path) -> str | None:
+    """A copy of the curated schema in a folder named by its content: TFX's cache looks at the path alone."""
+    if config.schema is None:
+        return None
+    target = root / "schemas" / sha256_file(config.schema)[:16] / "schema.pbtxt"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = target.with_suffix(".tmp")
+    shutil.copyfile(config.schema, beside)
+    os.replace(beside, target)
+    return str(target)
+
+
+_LOCK = ".lock"
+
+
+def _clear(root: Path) -> None:
+    for entry in root.iterdir():
+        if entry.name == _LOCK:
+            continue
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+
+
+@contextlib.contextmanager
+def _only_run(root: Path) -> Iterator[None]:
+    """Refuse a second run of the same pipeline. The lock goes with the process, however that ends."""
+    root.mkdir(parents=True, exist_ok=True)
+    with open(root / _LOCK, "a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise PipelineError(
+                f"another run of this pipeline is in progress (process {lock.read().strip() or 'unknown'}); "
+                f"wait for it to end ({root / _LOCK})"
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
