@@ -286,7 +286,7 @@ def judge_pixels(
         return failed_stage(stage, "nothing was measured", gates=gates)
     counts = np.zeros(len(reference), dtype=np.int64)
     levels = np.zeros(len(reference), dtype=np.int64)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for what, pixels in measurements.items():
         if pixels.shape != reference.shape or pixels.dtype != np.uint8:
             got = f"{pixels.dtype} {pixels.shape}"
@@ -295,7 +295,7 @@ def judge_pixels(
         counts = np.maximum(counts, (delta > 0).sum(axis=1))
         levels = np.maximum(levels, delta.max(axis=1, initial=0))
         rows.append({"what": what, "error": int((delta > 0).sum()), "top1_agreement": None})
-    worst = [
+    worst: list[dict[str, Any]] = [
         {"index": int(i), "path": paths[i], "error": int(counts[i]), "largest_difference": int(levels[i])}
         for i in np.argsort(-counts, kind="stable")[:_NUM_WORST]
     ]

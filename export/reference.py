@@ -7,6 +7,7 @@ import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -103,7 +104,7 @@ class Reference:
 
 
 def in_batches(
-    call: Callable[[Sequence], np.ndarray], items: Sequence | np.ndarray, batch_size: int
+    call: Callable[[Any], np.ndarray], items: Sequence[Any] | np.ndarray, batch_size: int
 ) -> np.ndarray:
     """Answers [N, ...] for N items, asked for in batches of exactly `batch_size`.
 

@@ -34,15 +34,21 @@ def session_caller(saved_model: Path) -> Iterator[Caller]:
     """Call the signatures through the v1 loader, in a session with TensorFlow's default options."""
     import tensorflow as tf
 
-    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+    graph = tf.Graph()
+    session = tf.compat.v1.Session(graph=graph)
+    # Only while loading: inside, eager calls of others would build graph nodes.
+    with graph.as_default():
         meta_graph = tf.compat.v1.saved_model.loader.load(session, ["serve"], str(saved_model))
 
-        def call(signature: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-            definition = meta_graph.signature_def[signature]
-            feeds = {definition.inputs[key].name: value for key, value in inputs.items()}
-            return dict(session.run({key: info.name for key, info in definition.outputs.items()}, feeds))
+    def call(signature: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        definition = meta_graph.signature_def[signature]
+        feeds = {definition.inputs[key].name: value for key, value in inputs.items()}
+        return dict(session.run({key: info.name for key, info in definition.outputs.items()}, feeds))
 
+    try:
         yield call
+    finally:
+        session.close()
 
 
 def tensors(call: Caller, images: np.ndarray) -> np.ndarray:

@@ -5,7 +5,8 @@
 What is measured is what will run: the SavedModel reloaded from disk, by both loaders, grappler and oneDNN on;
 then the same model in a running server, over both wires. A stage that raises has failed; the rest still run.
 
-request.json: {"name", "saved_model", "reference", "labels", "head", "batch_sizes", "gates"}.
+request.json: {"name", "saved_model", "reference", "labels", "head", "preprocessing",
+"batch_sizes", "gates"}.
 result.json: {"stages": [StageResult, …]}.
 """
 
@@ -14,7 +15,7 @@ from __future__ import annotations
 import concurrent.futures
 import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,15 +59,16 @@ class Verification:
         reference: Reference,
         labels: Sequence[str],
         head: str,
+        preprocessing: Mapping[str, Any],
         batch_sizes: Sequence[int],
         gates: GateConfig,
     ) -> None:
-        """See the module's text; `batch_sizes` ascending."""
+        """See the module's text for the request's fields."""
         import tensorflow as tf
 
         self.path, self.reference, self.labels, self.head = saved_model, reference, labels, head
         self.batch_sizes, self.gates = tuple(batch_sizes), gates
-        self.largest = max(batch_sizes)
+        self.normalization, self.largest = preprocessing, max(batch_sizes)
         try:
             self.loaded = tf.saved_model.load(str(saved_model))
         except Exception as error:
@@ -87,13 +89,19 @@ class Verification:
         """The pixels that the saved graph makes of the encoded images: one by one, and in one mixed batch."""
         import tensorflow as tf
 
+        def pixels(batch: Sequence[bytes]) -> np.ndarray:
+            images = self.loaded._preprocess(tf.constant(list(batch), tf.string)).numpy()
+            return self._without_normalization(images)
+
         encoded = self.reference.encoded
-        one_batch = self.loaded.pixels(tf.constant(list(encoded), tf.string)).numpy()
-        one_by_one = in_batches(
-            lambda batch: self.loaded.pixels(tf.constant(batch, tf.string)).numpy(), encoded, 1
-        )
-        measurements = {"one batch": one_batch, "one by one": one_by_one}
+        measurements = {"one batch": pixels(encoded), "one by one": in_batches(pixels, encoded, 1)}
         return judge_pixels(self.reference.pixels, measurements, gates=self.gates, paths=self.reference.paths)
+
+    def _without_normalization(self, images: np.ndarray) -> np.ndarray:
+        """The uint8 pixels that normalised float32 images came from; exact, float32 is 10^4 times finer."""
+        mean, std = (np.asarray(self.normalization[key], np.float64) for key in ("mean", "std"))
+        levels = (images.astype(np.float64) * std + mean) * 255.0
+        return np.clip(np.rint(levels), 0, 255).astype(np.uint8)
 
     def end_to_end(self) -> StageResult:
         """From encoded bytes to the answer, through each signature that takes them, in both loaders."""
@@ -226,6 +234,7 @@ def run(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
             reference=Reference.load(Path(request["reference"])),
             labels=request["labels"],
             head=request["head"],
+            preprocessing=request["preprocessing"],
             batch_sizes=request["batch_sizes"],
             gates=gates,
         )
