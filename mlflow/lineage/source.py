@@ -42,6 +42,11 @@ def git_state(folder: str | os.PathLike[str] = ".") -> GitState:
     }
 
 
+def has_commit(commit: str, folder: str | os.PathLike[str] = ".") -> bool:
+    """Whether the repository around `folder` has this commit."""
+    return _git(folder, "cat-file", "-e", f"{commit}^{{commit}}") is not None
+
+
 def _git(folder: str | os.PathLike[str], *arguments: str) -> str | None:
     environment = os.environ | {"LC_ALL": "C", "GIT_OPTIONAL_LOCKS": "0"}
     try:

@@ -190,11 +190,13 @@ def _aliases(name: str) -> dict[str, int]:
 def _search(filter_string: str, aliases: Mapping[str, int] | None) -> list[Version]:
     found: list[Version] = []
     client, token = store_client(), None
+    of_model: dict[str, Mapping[str, int]] = {}
     while True:
         page = client.search_model_versions(filter_string, max_results=_PAGE, page_token=token)
         for row in page:
-            known = aliases if aliases is not None else _aliases(row.name)
-            found.append(_version(row, known))
+            if row.name not in of_model:
+                of_model[row.name] = aliases if aliases is not None else _aliases(row.name)
+            found.append(_version(row, of_model[row.name]))
         token = page.token
         if not token:
             return found

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+
 from isthmus.lineage import models, registry, tracking
 from isthmus.lineage.files import canonical_json, file_table, sha256_file, tree_digest, write_json
 
@@ -26,7 +27,7 @@ def migrated_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def home(tmp_path: Path, migrated_store: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def home(tmp_path: Path, migrated_store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A home folder with an empty store, connected."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
@@ -34,7 +35,7 @@ def home(tmp_path: Path, migrated_store: Path, monkeypatch: pytest.MonkeyPatch) 
     folder.mkdir()
     shutil.copy(migrated_store, folder / "mlflow.db")
     tracking.connect(folder)
-    yield folder
+    return folder
 
 
 @dataclass
@@ -64,7 +65,9 @@ def data(home: Path) -> Path:
             (root / split / label).mkdir(parents=True)
             (root / split / label / "a.png").write_bytes(f"{split}{label}".encode())
     digest = tree_digest(root)
-    write_json(root / "dataset.json", {"schema_version": 1, "name": "digits", "source": "made", "digest": digest})
+    write_json(
+        root / "dataset.json", {"schema_version": 1, "name": "digits", "source": "made", "digest": digest}
+    )
     return root
 
 
@@ -75,13 +78,17 @@ def tell(home: Path, data: Path) -> Callable[..., Story]:
     def run(content: str, *, name: str = "digits", accuracy: float = 0.98, **changes: Any) -> Story:
         digest = json.loads((data / "dataset.json").read_text())["digest"]
         checkpoint, ids = _train(home, data, digest, name, content)
-        bundle, manifest, export_run = _export(home, digest, name, content, checkpoint, ids, changes)
+        bundle, manifest, export_run = _export(
+            home, name, content, digest=digest, checkpoint=checkpoint, ids=ids, changes=changes
+        )
         served = len(list((home / "serving" / name).glob("*"))) + 1
         pushed = home / "serving" / name / str(served)
         shutil.copytree(bundle / "saved_model", pushed)
         with tracking.start_stage_run(experiment=name, stage="pipeline", run_name=content) as active:
             run_id = active.info.run_id
-            found = tracking.log_dataset(run_id, name="digits", digest=digest, source="made", context="evaluation")
+            found = tracking.log_dataset(
+                run_id, name="digits", digest=digest, source="made", context="evaluation"
+            )
             model_id = manifest["export"]["mlflow"]["saved_model_id"]
             tracking.link_models(run_id, inputs=[model_id])
             tracking.log_metrics(run_id, {"accuracy": accuracy}, model_id=model_id, dataset=found)
@@ -97,7 +104,18 @@ def tell(home: Path, data: Path) -> Callable[..., Story]:
                 by="test",
             )
         return Story(
-            home, name, data, digest, checkpoint, bundle, manifest, pushed, ids["run_id"], export_run, run_id, version
+            home,
+            name,
+            data,
+            digest,
+            checkpoint,
+            bundle,
+            manifest,
+            pushed,
+            ids["run_id"],
+            export_run,
+            run_id,
+            version,
         )
 
     return run
@@ -109,14 +127,21 @@ def _train(home: Path, data: Path, digest: str, name: str, content: str) -> tupl
     (checkpoint / "model.safetensors").write_bytes(f"weights {content}".encode())
     weights = sha256_file(checkpoint / "model.safetensors")
     with tracking.start_stage_run(
-        experiment=name, stage="train", run_name=content, params={"model": {"name": "resnet18"}}, tags={"name": name}
+        experiment=name,
+        stage="train",
+        run_name=content,
+        params={"model": {"name": "resnet18"}},
+        tags={"name": name},
     ) as active:
         run_id = active.info.run_id
         tracking.log_dataset(run_id, name="digits", digest=digest, source="made", profile={"train": 2})
         tracking.log_metrics(run_id, {"val_top1": 0.9}, step=0)
         client = registry.store_client()
         torch_model = client.create_logged_model(
-            active.info.experiment_id, name="torch", source_run_id=run_id, tags={"isthmus.weights_sha256": weights}
+            active.info.experiment_id,
+            name="torch",
+            source_run_id=run_id,
+            tags={"isthmus.weights_sha256": weights},
         )
         tracking.link_models(run_id, outputs=[torch_model.model_id])
         tracking.log_tags(run_id, {"weights_sha256": weights, "checkpoint": str(checkpoint)})
@@ -137,7 +162,14 @@ def _train(home: Path, data: Path, digest: str, name: str, content: str) -> tupl
 
 
 def _export(
-    home: Path, digest: str, name: str, content: str, checkpoint: Path, ids: dict[str, str], changes: dict[str, Any]
+    home: Path,
+    name: str,
+    content: str,
+    *,
+    digest: str,
+    checkpoint: Path,
+    ids: dict[str, str],
+    changes: dict[str, Any],
 ) -> tuple[Path, dict[str, Any], str]:
     bundle = home / "bundles" / name / content
     saved_model = bundle / "saved_model"

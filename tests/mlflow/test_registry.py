@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+
 from isthmus.lineage import history, promotion, registry, versions
 from isthmus.lineage.config import RegistryConfig
 from isthmus.lineage.errors import LineageError, PromotionConflict, PromotionRefused
@@ -105,7 +106,7 @@ def test_rollback_to_a_named_champion_only(tell):
     assert registry.rollback("digits", to=1).previous == 4
 
 
-def test_rollback_needs_no_bundle_but_an_intact_pushed_version(tell, home):
+def test_rollback_needs_no_bundle_but_an_intact_pushed_version(tell):
     first = tell("a")
     tell("b")
     registry.promote("digits")
@@ -153,7 +154,13 @@ def test_overrides_and_failed_parity_are_never_champion(tell):
     with pytest.raises(PromotionRefused, match=r"overridden gates: .*eve") as refused:
         registry.promote("digits")
     assert [reason.split(":")[0] for reason in refused.value.reasons] == ["overrides"]
-    tell("c", parity={"passed": True, "stages": [{"stage": "server", "error": 2e-3, "limit": 1e-3, "passed": True}]})
+    tell(
+        "c",
+        parity={
+            "passed": True,
+            "stages": [{"stage": "server", "error": 2e-3, "limit": 1e-3, "passed": True}],
+        },
+    )
     with pytest.raises(PromotionRefused, match="parity: failed at: server"):
         registry.promote("digits")
     tell("d", parity={"passed": True, "stages": []})
@@ -233,12 +240,7 @@ def test_a_promotion_killed_before_its_alias_is_finished_by_the_next_command(tel
     tell("a")
     tell("b")
     with monkeypatch.context() as killed:
-
-        def die(client, name):
-            raise KeyboardInterrupt
-
-        killed.setattr(promotion, "settle_aliases", lambda client, name: [])
-        killed.setattr(promotion, "_mirror_labels", die)
+        killed.setattr(promotion, "settle_aliases", _killed_at_the_second_call())
         with pytest.raises(KeyboardInterrupt):
             registry.promote("digits")
     assert registry.get("digits", "champion").version == 1
@@ -316,3 +318,15 @@ def _at_once(*calls: Callable[[], object]) -> list[object]:
     for thread in threads:
         thread.join()
     return outcomes
+
+
+def _killed_at_the_second_call() -> Callable[..., list[str]]:
+    """`settle_aliases` as it is before the decision, and a kill where the alias would move."""
+    calls = iter([[]])
+
+    def settle(*_: object) -> list[str]:
+        for lines in calls:
+            return lines
+        raise KeyboardInterrupt
+
+    return settle
