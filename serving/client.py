@@ -55,7 +55,8 @@ class Signature:
 
 @dataclass(frozen=True)
 class VersionStatus:
-    """State of one version: START, LOADING, AVAILABLE, UNLOADING or END, and what went wrong ("" when nothing)."""
+    """State of one version: START, LOADING, AVAILABLE, UNLOADING or END, and what went wrong ("" when
+    nothing)."""
 
     version: int
     state: str
@@ -154,7 +155,8 @@ class GrpcClient(_Client):
             timeout_s: time limit of this call instead of the client's.
 
         Raises:
-            RequestError: what the server answered, or DEADLINE_EXCEEDED, or UNAVAILABLE when there is no server.
+            RequestError: what the server answered, or DEADLINE_EXCEEDED, or UNAVAILABLE when there is no
+                server.
         """
         request = message_class(_APIS + "predict_pb2", "PredictRequest")(output_filter=outputs)
         _fill_spec(request.model_spec, model, version, label)
@@ -333,7 +335,8 @@ class RestClient(_Client):
 
 
 def as_array(value: Any) -> Array:
-    """An input value as an array: text and bytes as objects, Python floats as float32, Python ints as they are."""
+    """An input value as an array: text and bytes as objects, Python floats as float32, Python ints as they
+    are."""
     if isinstance(value, np.ndarray):
         return value
     if isinstance(value, bytes | str):

@@ -1,7 +1,8 @@
 """The server's configuration: one field per flag of tensorflow_model_server, under the flag's own name.
 
-A recipe's `serving:` section and the command line (`flags.parse`) both become this object; nothing else configures
-the server. Fields that tensorflow_model_server does not have are marked "(not in tensorflow_model_server)".
+A recipe's `serving:` section and the command line (`flags.parse`) both become this object; nothing else
+configures the server. Fields that tensorflow_model_server does not have are marked "(not in
+tensorflow_model_server)".
 """
 
 from dataclasses import dataclass
@@ -17,7 +18,8 @@ class ServingConfig:
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  (pydantic reads a plain dict)
 
     host: str = "127.0.0.1"
-    """Address to listen on: loopback unless told otherwise; 0.0.0.0 for all (not in tensorflow_model_server)."""
+    """Address to listen on: loopback unless told otherwise; 0.0.0.0 for all (not in
+    tensorflow_model_server)."""
 
     port: int = 8500
     """TCP port of the gRPC API. 0: any free port (tensorflow_model_server: disabled)."""
@@ -31,17 +33,35 @@ class ServingConfig:
     rest_api_timeout_in_ms: int = 30000
     """Time limit of one REST request in ms; past it the answer is 504."""
 
+    rest_api_enable_cors_support: bool = False
+    """Answer browsers' cross-origin requests."""
+
     model_name: str = "default"
     """Name of the one model, unless model_config_file is given."""
 
     model_base_path: Path | None = None
-    """Folder of the one model, holding a folder per version (1/, 2/, ...), unless model_config_file is given."""
+    """Folder of the one model, holding a folder per version (1/, 2/, ...), unless model_config_file is
+    given."""
+
+    model_config_file: Path | None = None
+    """A ModelServerConfig in text format: several models, version policies, labels. Overrides model_name and
+    model_base_path."""
+
+    model_config_file_poll_wait_seconds: float = 0.0
+    """Seconds between two reads of model_config_file. 0: read once at the start."""
+
+    allow_version_labels_for_unavailable_models: bool = False
+    """Let a new label point at a version that is not available yet."""
 
     file_system_poll_wait_seconds: float = 1.0
-    """Seconds between two looks at the base paths for new versions. 0: look once at the start. Negative: never look."""
+    """Seconds between two looks at the base paths for new versions. 0: look once at the start. Negative:
+    never look."""
 
     max_num_load_retries: int = 5
     """How often a version that failed to load is tried again."""
+
+    num_load_threads: int = 0
+    """Versions loaded at the same time. 0: two (tensorflow_model_server: one)."""
 
     load_retry_interval_micros: int = 60_000_000
     """Microseconds between two attempts to load a version."""
@@ -64,6 +84,15 @@ class ServingConfig:
     grpc_max_threads: int = 0
     """Threads that process gRPC requests. 0: four per CPU."""
 
+    grpc_socket_path: str = ""
+    """Serve the gRPC API on this UNIX socket, too."""
+
+    grpc_channel_arguments: str = ""
+    """Comma-separated key=value arguments for the gRPC server, such as grpc.max_connection_age_ms=2000."""
+
+    enable_grpc_healthcheck_service: bool = False
+    """Serve grpc.health.v1.Health."""
+
     tensorflow_session_parallelism: int = 0
     """Threads of one TensorFlow session, for both intra- and inter-op parallelism. 0: TensorFlow's choice."""
 
@@ -77,7 +106,8 @@ class ServingConfig:
     """Share of the GPU's memory to allocate at the start, 0 to 1. 0: TensorFlow's choice."""
 
     drain_seconds: float = 30.0
-    """After SIGTERM: how long requests in flight may take before they are cut off (not in tensorflow_model_server)."""
+    """After SIGTERM: how long requests in flight may take before they are cut off (not in
+    tensorflow_model_server)."""
 
     parent_pid: int = 0
     """Stop when this process is no longer the parent. 0: never (not in tensorflow_model_server)."""

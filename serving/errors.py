@@ -1,6 +1,7 @@
 """The errors of the serving part: one base class, and the one that carries an API status code.
 
-`RequestError` is mapped to a response in exactly one place per wire: `grpc_edge` and `rest_edge`, through `status`.
+`RequestError` is mapped to a response in exactly one place per wire: `grpc_edge` and `rest_edge`, through
+`status`.
 """
 
 from isthmus.serving.status import Code
@@ -15,7 +16,8 @@ class ServingError(Exception):
 
 
 class RequestError(ServingError):
-    """A request that the API answers with an error: a canonical status code and TensorFlow Serving's own text.
+    """A request that the API answers with an error: a canonical status code and TensorFlow Serving's own
+    text.
 
     Raised by the server's core on its way to the wire, and by the client for what came back from it.
     """

@@ -1,4 +1,5 @@
-"""tensorflow_model_server's command line for the embedded server: its flag names become `ServingConfig` fields.
+"""tensorflow_model_server's command line for the embedded server: its flag names become `ServingConfig`
+fields.
 
 python -m isthmus.serving --model_name=digits --model_base_path=.isthmus/serving/digits --port=8500
 """
@@ -22,18 +23,18 @@ UNSUPPORTED = (
     "enable_profiler",
     "experimental_cc_shared_library",
     "flush_filesystem_caches",
+    "tensorflow_session_config_file",
+    "num_tflite_interpreters_per_pool",
+    "num_tflite_pools",
     "force_allow_any_version_labels_for_unavailable_models",
-    "grpc_channel_arguments",
     "mixed_precision",
     "model_metadata",
-    "num_load_threads",
     "num_unload_threads",
     "platform_config_file",
     "prefer_tflite_model",
     "remove_unused_fields_from_bundle_metagraph",
     "skip_initialize_tpu",
     "thread_pool_factory_config_file",
-    "tensorflow_intra_op_parallelism_cores",
     "total_model_memory_limit_bytes",
     "use_alts_credentials",
     "use_tflite_model",

@@ -8,6 +8,8 @@ from typing import Any
 
 import grpc
 
+from isthmus.serving import grpc_extras
+from isthmus.serving.config import ServingConfig
 from isthmus.serving.errors import RequestError, ServingError
 from isthmus.serving.status import Code
 
@@ -18,6 +20,7 @@ logger = logging.getLogger(__name__)
 _MAX_MESSAGE_BYTES = 2**31 - 1
 # grpc_status_util.cc: longer texts would not fit into HTTP/2 trailers.
 _MAX_DETAILS = 1024
+_SERVICES = ("tensorflow.serving.ModelService", "tensorflow.serving.PredictionService")
 _GRPC_CODES = {int(code.value[0]): code for code in grpc.StatusCode}
 
 
@@ -28,8 +31,9 @@ class GrpcEdge:
         ServingError: the port is taken or the address unusable.
     """
 
-    def __init__(self, *, host: str, port: int, num_threads: int) -> None:
-        threads = num_threads or 4 * (os.cpu_count() or 1)
+    def __init__(self, config: ServingConfig) -> None:
+        self._config = config
+        threads = config.grpc_max_threads or 4 * (os.cpu_count() or 1)
         self._server = grpc.server(
             ThreadPoolExecutor(threads, thread_name_prefix="grpc"),
             options=[
@@ -37,16 +41,23 @@ class GrpcEdge:
                 ("grpc.so_reuseport", 0),
                 ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
                 ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
+                *_channel_arguments(config.grpc_channel_arguments),
             ],
         )
-        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        host = f"[{config.host}]" if ":" in config.host else config.host
+        self.port = self._listen(f"{host}:{config.port}", "--port and --host")
+        if config.grpc_socket_path:
+            self._listen(f"unix:{config.grpc_socket_path}", "--grpc_socket_path")
+
+    def _listen(self, address: str, flags: str) -> int:
         try:
-            self.port: int = self._server.add_insecure_port(address)
+            port: int = self._server.add_insecure_port(address)
         except RuntimeError as error:
             raise ServingError(
-                f"cannot listen on {address} for gRPC: the port is in use or the address is not this machine's; "
-                "choose another with --port and --host"
+                f"cannot listen on {address} for gRPC: it is in use or not this machine's; choose another "
+                f"with {flags}"
             ) from error
+        return port
 
     def start(self, service: Any) -> None:
         """Serve a `service.Service`."""
@@ -55,15 +66,25 @@ class GrpcEdge:
         prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
             _servicer(
                 prediction_service_pb2_grpc.PredictionServiceServicer,
-                Predict=service.predict,
-                GetModelMetadata=service.metadata,
+                Predict=_wire(service.predict),
+                Classify=_wire(service.classify),
+                Regress=_wire(service.regress),
+                MultiInference=_wire(service.multi_inference),
+                GetModelMetadata=_wire(service.metadata),
             ),
             self._server,
         )
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(
-            _servicer(model_service_pb2_grpc.ModelServiceServicer, GetModelStatus=service.status),
+            _servicer(
+                model_service_pb2_grpc.ModelServiceServicer,
+                GetModelStatus=_wire(service.status),
+                HandleReloadConfigRequest=_wire_with_deadline(service.reload_config),
+            ),
             self._server,
         )
+        if self._config.enable_grpc_healthcheck_service:
+            grpc_extras.add_health(self._server, _SERVICES)
+        grpc_extras.add_reflection(self._server, _SERVICES)
         self._server.start()
 
     def stop(self, drain_seconds: float) -> None:
@@ -71,9 +92,20 @@ class GrpcEdge:
         self._server.stop(drain_seconds).wait()
 
 
-def _servicer(base: type, **methods: Callable[[Any], Any]) -> Any:
-    """An instance of a generated servicer class with these methods; the others stay UNIMPLEMENTED."""
-    return type(base.__name__, (base,), {name: staticmethod(_wire(call)) for name, call in methods.items()})()
+def _channel_arguments(text: str) -> list[tuple[str, int | str]]:
+    """`key=value,key=value` as gRPC takes it: whole numbers as such."""
+    arguments: list[tuple[str, int | str]] = []
+    for item in filter(None, text.split(",")):
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise ServingError(f"--grpc_channel_arguments: {item!r} is no key=value")
+        arguments.append((key, int(value) if value.lstrip("-").isdigit() else value))
+    return arguments
+
+
+def _servicer(base: type, **methods: Callable[[Any, grpc.ServicerContext], Any]) -> Any:
+    """An instance of a generated servicer class with these methods."""
+    return type(base.__name__, (base,), {name: staticmethod(method) for name, method in methods.items()})()
 
 
 def _wire(call: Callable[[Any], Any]) -> Callable[[Any, grpc.ServicerContext], Any]:
@@ -85,6 +117,13 @@ def _wire(call: Callable[[Any], Any]) -> Callable[[Any, grpc.ServicerContext], A
         except Exception:
             logger.exception("a request failed in a way that no request should")
             abort(context, RequestError(Code.INTERNAL, "internal error; the server's log has the details"))
+
+    return handle
+
+
+def _wire_with_deadline(call: Callable[..., Any]) -> Callable[[Any, grpc.ServicerContext], Any]:
+    def handle(request: Any, context: grpc.ServicerContext) -> Any:
+        return _wire(lambda asked: call(asked, timeout_s=context.time_remaining()))(request, context)
 
     return handle
 

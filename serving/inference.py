@@ -5,6 +5,7 @@ tensorflow/cc/saved_model/util.cc.
 """
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from isthmus.serving.errors import RequestError
 from isthmus.serving.savedmodel import DEFAULT_SIGNATURE, SavedModel
 from isthmus.serving.status import Code
 
-__all__ = ["input_infos", "predict", "predict_from_protos"]
+__all__ = ["CallOptions", "input_infos", "predict", "predict_from_protos"]
 
 PREDICT_METHOD = "tensorflow/serving/predict"
 CLASSIFY_METHOD = "tensorflow/serving/classify"
@@ -23,14 +24,26 @@ REGRESS_METHOD = "tensorflow/serving/regress"
 Arrays = Mapping[str, np.ndarray[Any, Any]]
 
 
+@dataclass(frozen=True, kw_only=True)
+class CallOptions:
+    """How calls are made."""
+
+    check_method_name: bool = False
+    """Demand that a signature's method_name is the one of the API that calls it."""
+
+    timeout_ms: int = 0
+    """Stop a computation after this long. 0: never."""
+
+
+_DEFAULTS = CallOptions()
+
+
 def predict_from_protos(
     model: SavedModel,
     signature_name: str,
     protos: Mapping[str, Any],
     output_filter: Sequence[str] = (),
-    *,
-    check_method_name: bool = False,
-    timeout_ms: int = 0,
+    options: CallOptions = _DEFAULTS,
 ) -> dict[str, np.ndarray[Any, Any]]:
     """`predict` of TensorProtos, as the gRPC API does it.
 
@@ -38,24 +51,19 @@ def predict_from_protos(
         RequestError: FAILED_PRECONDITION for an unknown signature; INVALID_ARGUMENT for wrong inputs.
     """
     signature = _signature_for_grpc(model, signature_name)
-    _check_inputs(signature, protos, check_method_name=check_method_name)
+    _check_inputs(signature, protos, options)
     arrays = {}
-    for alias, proto in protos.items():
+    for alias in sorted(protos):
         try:
-            arrays[alias] = tensors.array_from_proto(proto)
+            arrays[alias] = tensors.array_from_proto(protos[alias])
         except ValueError as error:
             if alias in signature.inputs:
                 raise RequestError(Code.INVALID_ARGUMENT, f"tensor parsing error: {alias}") from error
-    return _run(model, signature, arrays, protos, output_filter, timeout_ms)
+    return _run(model, signature, _Inputs(arrays, protos), output_filter, options)
 
 
 def predict(
-    model: SavedModel,
-    signature_name: str,
-    arrays: Arrays,
-    *,
-    check_method_name: bool = False,
-    timeout_ms: int = 0,
+    model: SavedModel, signature_name: str, arrays: Arrays, options: CallOptions = _DEFAULTS
 ) -> dict[str, np.ndarray[Any, Any]]:
     """Run a signature on arrays by input alias; all its outputs by alias, sorted.
 
@@ -63,8 +71,8 @@ def predict(
         RequestError: FAILED_PRECONDITION for an unknown signature; INVALID_ARGUMENT for wrong inputs.
     """
     signature = _signature_for_grpc(model, signature_name)
-    _check_inputs(signature, arrays, check_method_name=check_method_name)
-    return _run(model, signature, arrays, arrays, (), timeout_ms)
+    _check_inputs(signature, arrays, options)
+    return _run(model, signature, _Inputs(arrays, arrays), (), options)
 
 
 def input_infos(model: SavedModel, signature_name: str) -> Mapping[str, Any]:
@@ -91,9 +99,9 @@ def _signature_for_grpc(model: SavedModel, signature_name: str) -> Any:
     return signature
 
 
-def _check_inputs(signature: Any, sent: Collection[str], *, check_method_name: bool) -> None:
+def _check_inputs(signature: Any, sent: Collection[str], options: CallOptions) -> None:
     known_methods = (PREDICT_METHOD, CLASSIFY_METHOD, REGRESS_METHOD)
-    if check_method_name and signature.method_name not in known_methods:
+    if options.check_method_name and signature.method_name not in known_methods:
         raise RequestError(
             Code.INTERNAL,
             f"Expected prediction signature method_name to be one of {{{', '.join(known_methods)}}}. "
@@ -112,40 +120,42 @@ def _check_inputs(signature: Any, sent: Collection[str], *, check_method_name: b
         )
 
 
+@dataclass(frozen=True)
+class _Inputs:
+    arrays: Arrays
+    sent: Collection[str]
+    """Aliases that the request had; one whose tensor could not be read may be missing in arrays."""
+
+
 def _run(
-    model: SavedModel,
-    signature: Any,
-    arrays: Arrays,
-    sent: Collection[str],
-    output_filter: Sequence[str],
-    timeout_ms: int,
+    model: SavedModel, signature: Any, inputs: _Inputs, output_filter: Sequence[str], options: CallOptions
 ) -> dict[str, np.ndarray[Any, Any]]:
-    feeds = [
-        (signature.inputs[alias].name, _input(signature, alias, arrays, sent))
-        for alias in sorted(signature.inputs)
-    ]
-    used = [alias for alias in sorted(signature.inputs) if alias in sent]
-    if len(used) != len(sent):
+    aliases = sorted(signature.inputs)
+    feeds = [(signature.inputs[alias].name, _input(signature, alias, inputs)) for alias in aliases]
+    used = [alias for alias in aliases if alias in inputs.sent]
+    if len(used) != len(inputs.sent):
         raise RequestError(
             Code.INVALID_ARGUMENT,
             f"Inputs contains invalid name. Used request inputs: {','.join(used)}, "
-            f"request input: {','.join(sorted(sent))}",
+            f"request input: {','.join(sorted(inputs.sent))}",
         )
-    aliases = _outputs(signature, output_filter)
-    values = model.run(feeds, [signature.outputs[alias].name for alias in aliases], timeout_ms=timeout_ms)
-    return dict(zip(aliases, values, strict=True))
+    outputs = _outputs(signature, output_filter)
+    fetches = [signature.outputs[alias].name for alias in outputs]
+    return dict(zip(outputs, model.run(feeds, fetches, timeout_ms=options.timeout_ms), strict=True))
 
 
-def _input(signature: Any, alias: str, arrays: Arrays, sent: Collection[str]) -> np.ndarray[Any, Any]:
-    if alias in arrays:
-        return arrays[alias]
+def _input(signature: Any, alias: str, inputs: _Inputs) -> np.ndarray[Any, Any]:
+    if alias in inputs.arrays:
+        return inputs.arrays[alias]
     if alias in signature.defaults:
         return tensors.array_from_proto(signature.defaults[alias])
     raise RequestError(
         Code.INVALID_ARGUMENT,
-        f"Signature input alias: {alias}(feed name: {signature.inputs[alias].name}) not found in request and no "
-        f"default value provided. Inputs expected to be in the request {{{','.join(sorted(sent))}}}, "
-        f"or default input alias set: {','.join(sorted(signature.defaults))}",
+        f"Signature input alias: {alias}(feed name: {signature.inputs[alias].name}) not found in request "
+        "and no "
+        f"default value provided. Inputs expected to be in the request {{{','.join(sorted(inputs.sent))}}}, "
+        "or "
+        f"default input alias set: {','.join(sorted(signature.defaults))}",
     )
 
 

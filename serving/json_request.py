@@ -1,8 +1,9 @@
-"""A REST predict body to arrays, with TensorFlow Serving's rules and texts (tensorflow_serving/util/json_tensor.cc).
+"""A REST predict body to arrays, with TensorFlow Serving's rules and texts
+(tensorflow_serving/util/json_tensor.cc).
 
-Regular lists of numbers take a fast path made of C-speed passes over whole levels (`_dense`); whatever it does not
-recognise goes the original's element-by-element way (`_Filler`), which also words every error. The fast path
-therefore never decides about an error.
+Regular lists of numbers take a fast path made of C-speed passes over whole levels (`_dense`); whatever it
+does not recognise goes the original's element-by-element way (`_Filler`), which also words every error. The
+fast path therefore never decides about an error.
 """
 
 import base64
@@ -11,7 +12,7 @@ import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -191,7 +192,8 @@ def _from_named_instances(instances: list[Any], dtypes: Mapping[str, int]) -> di
                 ) from error
         if element.keys() != names:
             raise _invalid(
-                f"Failed to process element: {index} of 'instances' list. JSON object: {json_text.pretty(element)} "
+                f"Failed to process element: {index} of 'instances' list. JSON object: "
+                f"{json_text.pretty(element)} "
                 f"keys must be equal to: {','.join(sorted(names))}"
             )
     return {name: fillers[name].array(len(instances)) for name in names}
@@ -228,7 +230,8 @@ def _is_named(value: Any) -> bool:
 
 
 class _Filler:
-    """json_tensor.cc's AddInstanceItem and FillTensorProto: one element after the other, every deviation worded."""
+    """json_tensor.cc's AddInstanceItem and FillTensorProto: one element after the other, every deviation
+    worded."""
 
     def __init__(self, dtype: int) -> None:
         self._dtype = dtype
@@ -266,7 +269,8 @@ class _Filler:
         if not isinstance(value, list):
             if level != len(shape):
                 raise _invalid(
-                    f"JSON Value: {json_text.pretty(value)} found at incorrect level: {level + 1} in the JSON DOM. "
+                    f"JSON Value: {json_text.pretty(value)} found at incorrect level: {level + 1} in the "
+                    "JSON DOM. "
                     f"Expected at level: {len(shape)}"
                 )
             self._values.append(self._scalar(value))
@@ -275,7 +279,8 @@ class _Filler:
             raise _invalid(f"Encountered list at unexpected level: {level} expected < {len(shape)}")
         if len(value) != shape[level]:
             raise _invalid(
-                f"Encountered list at unexpected size: {len(value)} at level: {level} expected size: {shape[level]}"
+                f"Encountered list at unexpected size: {len(value)} at level: {level} expected size: "
+                f"{shape[level]}"
             )
         for element in value:
             self._fill(element, level + 1, shape)
@@ -300,7 +305,8 @@ class _Filler:
         if limits is None:
             raise RequestError(
                 Code.UNIMPLEMENTED,
-                f"Conversion of JSON Value: {json_text.pretty(value)} to type: {DTYPE_NAMES.get(dtype, str(dtype))}",
+                f"Conversion of JSON Value: {json_text.pretty(value)} to type: "
+                f"{DTYPE_NAMES.get(dtype, str(dtype))}",
             )
         if isinstance(value, bool) or not isinstance(value, int) or not limits[0] <= value <= limits[1]:
             raise _type_error(value, dtype)
@@ -317,14 +323,16 @@ def _float(value: Any, dtype: int) -> float | int:
     )
     if not is_exact:
         raise _invalid(
-            f"Cannot convert JSON value: {json_text.pretty(value)} to {DTYPE_NAMES[dtype]} without loss of precision."
+            f"Cannot convert JSON value: {json_text.pretty(value)} to {DTYPE_NAMES[dtype]} without loss of "
+            "precision."
         )
     return value
 
 
 def _dense(value: list[Any], dtype: int) -> Array | None:
     """The array of a regular nested list whose every leaf is plainly of the dtype; None when in any doubt."""
-    shape, leaves = [], value
+    shape: list[int] = []
+    leaves = value
     while True:
         shape.append(len(leaves) if not shape else len(leaves) // math.prod(shape))
         kinds = set(map(type, leaves))

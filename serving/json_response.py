@@ -1,6 +1,7 @@
 """Tensors to the REST API's JSON, character by character what TensorFlow Serving writes (json_tensor.cc).
 
-RapidJSON's PrettyWriter is switched between one line and many in a way that gives the original its known shape:
+RapidJSON's PrettyWriter is switched between one line and many in a way that gives the original its known
+shape:
 
     {
         "predictions": [2.5, 3.0

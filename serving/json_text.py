@@ -1,7 +1,8 @@
-"""JSON text as RapidJSON reads and writes it: NaN and Infinity literals, its parse errors, its pretty printer.
+"""JSON text as RapidJSON reads and writes it: NaN and Infinity literals, its parse errors, its pretty
+printer.
 
-Reading tries the fast parsers first; only a text that they refuse is read by `rapidjson_reader`, which knows RapidJSON's
-error texts and offsets.
+Reading tries the fast parsers first; only a text that they refuse is read by `rapidjson_reader`, which knows
+RapidJSON's error texts and offsets.
 """
 
 import json
@@ -15,8 +16,8 @@ from isthmus.serving import rapidjson_reader
 
 __all__ = ["decimal", "decimals", "parse", "pretty", "quoted", "type_name"]
 
-# Above this size a text that orjson refuses (mostly for its NaNs) is given to the standard library's C scanner
-# before the careful reader: a megabyte of NaNs would take that one seconds.
+# Above this size a text that orjson refuses (mostly for its NaNs) is given to the standard library's C
+# scanner before the careful reader: a megabyte of NaNs would take that one seconds.
 _CAREFUL_BELOW_BYTES = 1 << 16
 _INDENT = "    "
 
@@ -87,6 +88,8 @@ def decimals(values: np.ndarray[Any, Any]) -> list[str]:
 
 _WORDS = {"inf": "Infinity", "-inf": "-Infinity", "NaN": "NaN"}
 
+_LITERALS = {True: "true", False: "false", None: "null"}
+
 _ESCAPES = {code: f"\\u{code:04X}" for code in range(0x20)} | {
     ord('"'): '\\"',
     ord("\\"): "\\\\",
@@ -106,20 +109,16 @@ def quoted(text: str) -> str:
 def _pretty(value: Any, depth: int) -> str:
     inner, outer = _INDENT * (depth + 1), _INDENT * depth
     if isinstance(value, dict):
-        if not value:
-            return "{}"
         members = ",\n".join(
             f"{inner}{quoted(key)}: {_pretty(member, depth + 1)}" for key, member in value.items()
         )
-        return f"{{\n{members}\n{outer}}}"
+        return f"{{\n{members}\n{outer}}}" if value else "{}"
     if isinstance(value, list):
-        if not value:
-            return "[]"
         elements = ",\n".join(f"{inner}{_pretty(element, depth + 1)}" for element in value)
-        return f"[\n{elements}\n{outer}]"
-    if isinstance(value, str):
-        return quoted(value)
-    if isinstance(value, bool) or value is None:
-        return {True: "true", False: "false", None: "null"}[value]
-    # Inside a container RapidJSON's own Double(): the shortest text that reads back; nothing at all for NaN.
-    return str(value) if isinstance(value, int) else (repr(value) if math.isfinite(value) else "")
+        return f"[\n{elements}\n{outer}]" if value else "[]"
+    if isinstance(value, float):
+        # Inside a container RapidJSON's own Double(): the shortest text that reads back; nothing for a NaN.
+        return repr(value) if math.isfinite(value) else ""
+    if type(value) is int:  # a bool is one, too, and is a literal
+        return str(value)
+    return quoted(value) if isinstance(value, str) else _LITERALS[value]

@@ -1,7 +1,8 @@
 """The versions that run: polls the base paths, loads, swaps and unloads, and hands out models to requests.
 
-One thread drives everything (`ModelManager._drive`): it looks at the base paths, asks `versions.next_action` for each
-model, and gives loads and unloads to a small pool. Requests only ever read a table that is replaced as a whole.
+One thread drives everything (`ModelManager._drive`): it looks at the base paths, asks `versions.next_action`
+for each model, and gives loads and unloads to a small pool. Requests only ever read a table that is replaced
+as a whole.
 """
 
 import logging
@@ -10,28 +11,33 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from isthmus.serving.errors import RequestError, ServingError
+from isthmus.serving.errors import RequestError
 from isthmus.serving.routing import ModelRef
 from isthmus.serving.savedmodel import SavedModel, is_complete
+from isthmus.serving.servable import Servable
 from isthmus.serving.status import Code
 from isthmus.serving.versions import (
+    Labels,
+    ModelSettings,
     Snapshot,
     State,
-    VersionPolicy,
     aspired_versions,
+    assigned_labels,
     next_action,
     parse_version,
 )
 
-__all__ = ["ModelManager", "ModelSettings", "Servable"]
+__all__ = ["ModelManager"]
 
 logger = logging.getLogger(__name__)
 
 _NUM_LOAD_THREADS = 2
+
+Available = tuple[tuple[int, ...], dict[int, Servable]]
+_NOTHING: Available = ((), {})
 
 
 class Loader(Protocol):
@@ -40,70 +46,17 @@ class Loader(Protocol):
     def __call__(self, name: str, version: int, path: Path) -> SavedModel: ...
 
 
-@dataclass(frozen=True, kw_only=True)
-class ModelSettings:
-    """One model that the server was told to serve."""
-
-    name: str
-    """The name that requests use."""
-
-    base_path: Path
-    """Folder with numbered version folders."""
-
-    policy: VersionPolicy = VersionPolicy()
-    """Which of them to serve."""
-
-    labels: Mapping[str, int] = field(default_factory=dict)
-    """Version by label."""
-
-
-class Servable:
-    """One version of one model: its state, its loaded graph and the number of requests that are using it."""
-
-    def __init__(self, name: str, version: int, path: Path) -> None:
-        self.name = name
-        self.version = version
-        self.path = path
-        self.state = State.START
-        self.error: RequestError | None = None
-        self.is_aspired = True
-        self.model: SavedModel | None = None
-        self._num_users = 0
-        self._is_retired = False
-        self._unused = threading.Condition()
-
-    def acquire(self) -> SavedModel | None:
-        """The loaded model, kept from being unloaded until `release`; None when it is already on its way out."""
-        with self._unused:
-            if self._is_retired:
-                return None
-            self._num_users += 1
-            return self.model
-
-    def release(self) -> None:
-        """The counterpart of `acquire`."""
-        with self._unused:
-            self._num_users -= 1
-            if not self._num_users:
-                self._unused.notify_all()
-
-    def retire(self) -> SavedModel | None:
-        """Wait until no request uses the model, hand it out to no further one, and return it for closing."""
-        with self._unused:
-            self._unused.wait_for(lambda: self._num_users == 0)
-            self._is_retired = True
-            model, self.model = self.model, None
-            return model
-
-
 class ModelManager:
     """Keeps the models of `configure` served, as the folders under their base paths come and go.
 
     Args:
         load: loads and warms up one version.
-        poll_wait_seconds: between two looks at the base paths; 0 looks once per configuration, negative never.
+        poll_wait_seconds: between two looks at the base paths; 0 looks once per configuration, negative
+            never.
         max_num_load_retries: how often a failed load is tried again.
-        load_retry_interval_seconds: the pause between two attempts.
+        load_retry_interval_seconds: the pause between two attempts; negative for none.
+        num_load_threads: versions loaded at the same time.
+        allow_labels_for_unavailable: let a new label name a version that is not available yet.
     """
 
     def __init__(
@@ -113,20 +66,25 @@ class ModelManager:
         poll_wait_seconds: float = 1.0,
         max_num_load_retries: int = 5,
         load_retry_interval_seconds: float = 60.0,
+        num_load_threads: int = _NUM_LOAD_THREADS,
+        allow_labels_for_unavailable: bool = False,
     ) -> None:
         self._load = load
         self._poll_wait_seconds = poll_wait_seconds
         self._max_num_load_retries = max_num_load_retries
         self._load_retry_interval_seconds = load_retry_interval_seconds
+        self._allow_labels_for_unavailable = allow_labels_for_unavailable
+        self._labels: Labels = {}
+        self._reloading = threading.Lock()
         self._settings: dict[str, ModelSettings] = {}
         self._servables: dict[str, dict[int, Servable]] = {}
         # name -> (versions ascending, servable by version); replaced as a whole, read without the lock.
-        self._available: dict[str, tuple[tuple[int, ...], dict[int, Servable]]] = {}
+        self._available: dict[str, Available] = {}
         self._changed = threading.Condition()
         self._stopping = False
         self._poll_now = True
         self._warned: set[tuple[str, str]] = set()
-        self._pool = ThreadPoolExecutor(_NUM_LOAD_THREADS, thread_name_prefix="model-loader")
+        self._pool = ThreadPoolExecutor(num_load_threads, thread_name_prefix="model-loader")
         self._driver = threading.Thread(target=self._drive, name="model-manager", daemon=True)
 
     # ---- what the server tells it ----
@@ -135,40 +93,73 @@ class ModelManager:
         """Begin to poll and load."""
         self._driver.start()
 
-    def configure(self, models: Iterable[ModelSettings]) -> None:
-        """Serve exactly these models from now on; those that are not listed any more are unloaded."""
+    def reload(self, models: Iterable[ModelSettings], *, timeout_s: float | None = None) -> None:
+        """Serve exactly these models from now on; return when those that are new have an available version.
+
+        Models that are not listed any more are unloaded. New versions of known models are not waited for.
+
+        Raises:
+            RequestError: FAILED_PRECONDITION when a label names a version that is not available (nothing is
+                changed then); UNKNOWN when a new model could not be loaded; DEADLINE_EXCEEDED.
+        """
+        settings = {model.name: model for model in models}
+        if not self._reloading.acquire(timeout=-1 if timeout_s is None else timeout_s):
+            raise RequestError(Code.DEADLINE_EXCEEDED, "another configuration is still being loaded")
+        try:
+            new = settings.keys() - self._settings.keys()
+            self._configure(settings)
+            self.wait_until_available(new, what="model", timeout_s=timeout_s)
+        finally:
+            self._reloading.release()
+
+    def _configure(self, settings: dict[str, ModelSettings]) -> None:
         with self._changed:
-            self._settings = {settings.name: settings for settings in models}
+            available = {name: versions for name, (versions, _) in self._available.items()}
+            self._labels = assigned_labels(
+                settings.values(),
+                available,
+                self._labels,
+                allow_unavailable=self._allow_labels_for_unavailable,
+            )
+            self._settings = settings
             for name, servables in self._servables.items():
-                if name not in self._settings:
+                if name not in settings:
                     for servable in servables.values():
                         servable.is_aspired = False
             self._poll_now = True
             self._changed.notify_all()
 
-    def wait_until_available(self, names: Iterable[str], *, timeout_s: float | None = None) -> None:
+    def wait_until_available(
+        self, names: Iterable[str], *, what: str = "servable", timeout_s: float | None = None
+    ) -> None:
         """Return when each of the models has an available version.
 
         Raises:
-            ServingError: a model's versions all failed to load, with each one's error; or time is up, or the manager
-                was stopped.
+            RequestError: UNKNOWN when every version of a model failed to load, with each one's error;
+                DEADLINE_EXCEEDED; CANCELLED when the manager was stopped.
         """
         waited = set(names)
         with self._changed:
             done = self._changed.wait_for(lambda: self._stopping or self._settled(waited), timeout_s)
-            missing = sorted(name for name in waited if not self._available.get(name, ((), {}))[0])
+            missing = sorted(name for name in waited if not self._available.get(name, _NOTHING)[0])
             failed = [
                 s for name in missing for s in self._servables.get(name, {}).values() if s.error is not None
             ]
         if failed:
-            listing = ", ".join(
-                f"{{name: {s.name} version: {s.version}}} due to error: {s.error}" for s in failed
+            listing = "".join(
+                f"{{{{name: {s.name} version: {s.version}}} due to error: {s.error}}}, " for s in failed
             )
-            raise ServingError(f"{len(failed)} servable(s) did not become available: {{{listing}}}")
+            raise RequestError(
+                Code.UNKNOWN, f"{len(failed)} {what}(s) did not become available: {{{listing}}}"
+            )
         if not done:
-            raise ServingError(f"no version of {', '.join(missing)} became available within {timeout_s:g} s")
+            raise RequestError(
+                Code.DEADLINE_EXCEEDED, f"no version of {', '.join(missing)} became available in time"
+            )
         if missing:
-            raise ServingError(f"stopped before a version of {', '.join(missing)} was available")
+            raise RequestError(
+                Code.CANCELLED, f"stopped before a version of {', '.join(missing)} was available"
+            )
 
     def request_stop(self) -> None:
         """Stop polling and loading, and end every wait; safe in a signal handler."""
@@ -201,8 +192,8 @@ class ModelManager:
         """The loaded model that a request names, with its version number.
 
         Raises:
-            RequestError: INVALID_ARGUMENT without a name or with an unknown label; NOT_FOUND `Servable not found
-                for request: Latest(name)` or `Specific(name, version)`.
+            RequestError: INVALID_ARGUMENT without a name or with an unknown label; NOT_FOUND `Servable not
+                found for request: Latest(name)` or `Specific(name, version)`.
         """
         while True:
             servable = self._find(ref)
@@ -215,12 +206,13 @@ class ModelManager:
             servable.release()
 
     def statuses(self, ref: ModelRef) -> list[Servable]:
-        """Every version of the model that this process ever saw, newest first; or the one version that ref names.
+        """Every version of the model that this process ever saw, newest first; or the one version that ref
+        names by number. A label is not looked at, as in the original.
 
         Raises:
             RequestError: NOT_FOUND.
         """
-        version = self._version_of(ref)
+        version = ref.version
         with self._changed:
             servables = self._servables.get(ref.name, {})
             if version is None:
@@ -239,7 +231,7 @@ class ModelManager:
         if not ref.name:
             raise RequestError(Code.INVALID_ARGUMENT, "ModelSpec has no name specified.")
         version = self._version_of(ref)
-        versions, servables = self._available.get(ref.name, ((), {}))
+        versions, servables = self._available.get(ref.name, _NOTHING)
         if version is None:
             if versions:
                 return servables[versions[-1]]
@@ -251,10 +243,10 @@ class ModelManager:
     def _version_of(self, ref: ModelRef) -> int | None:
         if ref.label is None:
             return ref.version
-        settings = self._settings.get(ref.name)
-        if settings is None or ref.label not in settings.labels:
+        version = self._labels.get(ref.name, {}).get(ref.label)
+        if version is None:
             raise RequestError(Code.INVALID_ARGUMENT, f"Unrecognized servable version label: {ref.label}")
-        return settings.labels[ref.label]
+        return version
 
     # ---- the driving thread ----
 
@@ -381,7 +373,7 @@ class ModelManager:
         """False when there is no use in trying again."""
         with self._changed:
             self._changed.wait_for(
-                lambda: self._stopping or not servable.is_aspired, self._load_retry_interval_seconds
+                lambda: self._stopping or not servable.is_aspired, max(self._load_retry_interval_seconds, 0.0)
             )
             return not self._stopping and servable.is_aspired
 
@@ -399,7 +391,7 @@ class ModelManager:
         """Whether every model is available, or one of them can no longer become so by itself."""
         all_available = True
         for name in names:
-            if self._available.get(name, ((), {}))[0]:
+            if self._available.get(name, _NOTHING)[0]:
                 continue
             all_available = False
             servables = [s for s in self._servables.get(name, {}).values() if s.is_aspired]

@@ -1,4 +1,5 @@
-"""The embedded server in a process of its own, for those who need one for a while: parity and blessing stages, tests.
+"""The embedded server in a process of its own, for those who need one for a while: parity and blessing
+stages, tests.
 
 with ServerProcess("digits", Path(".isthmus/serving/digits")) as server:
     Client(port=server.grpc_port).predict("digits", {"image_bytes": ...})
@@ -24,7 +25,8 @@ logger = logging.getLogger(__name__)
 
 
 class ServerProcess:
-    """A context manager: starts `python -m isthmus.serving` on loopback and free ports; leaving it stops the server.
+    """A context manager: starts `python -m isthmus.serving` on loopback and free ports; leaving it stops the
+    server.
 
     Entering returns once the model's first version is AVAILABLE (the server opens its ports only then).
 
@@ -99,7 +101,7 @@ class ServerProcess:
             self._given_log_path.parent.mkdir(parents=True, exist_ok=True)
             self._log = self._given_log_path.open("wb")
         else:
-            self._log = tempfile.NamedTemporaryFile(prefix="isthmus-serving-", suffix=".log", delete=False)  # noqa: SIM115
+            self._log = tempfile.NamedTemporaryFile(prefix="isthmus-serving-", suffix=".log", delete=False)
         self._process = subprocess.Popen(
             self.command(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self._log
         )

@@ -1,4 +1,5 @@
-"""A JSON reader that fails as RapidJSON fails: same error, same offset. Slow; for texts that the fast parsers refuse.
+"""A JSON reader that fails as RapidJSON fails: same error, same offset. Slow; for texts that the fast parsers
+refuse.
 
 It follows rapidjson/reader.h (GenericReader::ParseValue and what it calls) with kParseNanAndInfFlag, and
 rapidjson/error/en.h for the texts.
@@ -27,6 +28,11 @@ _SIMPLE_ESCAPES = {
     0x6E: "\n",
     0x72: "\r",
     0x74: "\t",
+}
+_LITERALS: dict[int, tuple[bytes, bool | None]] = {
+    ord("n"): (b"null", None),
+    ord("t"): (b"true", True),
+    ord("f"): (b"false", False),
 }
 _WHITE = b" \n\r\t"
 _MAX_DEPTH = 500
@@ -77,12 +83,8 @@ class _Reader:
         if depth > _MAX_DEPTH:
             raise self.error("Terminate parsing due to Handler error.")
         start = self._peek()
-        if start == ord("n"):
-            return self._literal(b"null", None)
-        if start == ord("t"):
-            return self._literal(b"true", True)
-        if start == ord("f"):
-            return self._literal(b"false", False)
+        if start in _LITERALS:
+            return self._literal(*_LITERALS[start])
         if start == ord('"'):
             return self._string()
         if start == ord("{"):
@@ -95,7 +97,8 @@ class _Reader:
         return self._text[self.position] if self.position < len(self._text) else 0
 
     def _literal(self, word: bytes, value: Any) -> Any:
-        # RapidJSON consumes the first letter, then letter by letter what matches, and reports where it stopped.
+        # RapidJSON consumes the first letter, then letter by letter what matches, and reports where it
+        # stopped.
         for letter in word:
             if self._peek() != letter:
                 raise self.error("Invalid value.")
@@ -208,7 +211,8 @@ class _Reader:
                 raise self.error("Invalid encoding in string.")
 
     def _beyond_ascii(self) -> str:
-        """The run of non-ASCII bytes here; kept as they are even when they are no UTF-8, as RapidJSON does."""
+        """The run of non-ASCII bytes here; kept as they are even when they are no UTF-8, as RapidJSON
+        does."""
         end = self.position
         while end < len(self._text) and self._text[end] >= 0x80:
             end += 1

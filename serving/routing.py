@@ -1,6 +1,7 @@
 """The URL grammar of TensorFlow Serving's REST API, as pure functions.
 
-The two expressions are those of tensorflow_serving/model_servers/http_rest_api_util.cc. RE2's `\\d` is ASCII only.
+The two expressions are those of tensorflow_serving/model_servers/http_rest_api_util.cc. RE2's `\\d` is ASCII
+only.
 """
 
 import re
@@ -24,10 +25,13 @@ _MAX_INT64 = 2**63 - 1
 
 Verb = Literal["predict", "classify", "regress", "status", "metadata"]
 
+_VERBS: dict[str, Verb] = {"predict": "predict", "classify": "classify", "regress": "regress"}
+
 
 @dataclass(frozen=True)
 class ModelRef:
-    """Which model, and which of its versions: by number, by label, or (neither given) the newest available one."""
+    """Which model, and which of its versions: by number, by label, or (neither given) the newest available
+    one."""
 
     name: str
     version: int | None = None
@@ -55,8 +59,8 @@ def parse(method: str, path: str) -> Route:
         path: the path as it was sent: undecoded, without the query.
 
     Raises:
-        RequestError: INVALID_ARGUMENT `Malformed request: …`; `Failed to convert version: … to numeric.` when the
-            version exceeds 64 bits; `Missing model name in request.`
+        RequestError: INVALID_ARGUMENT `Malformed request: …`; `Failed to convert version: … to numeric.` when
+            the version exceeds 64 bits; `Missing model name in request.`
     """
     malformed = RequestError(Code.INVALID_ARGUMENT, f"Malformed request: {method} {path}")
     if method == "POST":
@@ -71,9 +75,9 @@ def parse(method: str, path: str) -> Route:
     model = ModelRef(_decoded(name or ""), _version(version), None if label is None else _decoded(label))
     if method == "POST":
         # The expression ignores case, the dispatch behind it does not: `:PREDICT` is malformed.
-        if last == "predict" or last == "classify" or last == "regress":
-            return Route(last, model)
-        raise malformed
+        if last not in _VERBS:
+            raise malformed
+        return Route(_VERBS[last], model)
     if not model.name:
         raise RequestError(Code.INVALID_ARGUMENT, "Missing model name in request.")
     return Route("metadata" if last == "metadata" else "status", model)

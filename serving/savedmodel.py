@@ -1,10 +1,12 @@
-"""The executable core: one SavedModel in a TensorFlow Session, the loader and runtime that TensorFlow Serving uses.
+"""The executable core: one SavedModel in a TensorFlow Session, the loader and runtime that TensorFlow Serving
+uses.
 
-Why a Session and not `tf.saved_model.load`: TensorFlow Serving loads the MetaGraphDef into a Session, so what loads
-and answers here loads and answers there (a model that only the object loader accepts must fail its blessing);
-it takes TF1 and TF2 models alike, feeds and fetches by the signature's tensor names, and computes only the outputs
-asked for. And it is cheaper: a call through a Session callable costs 30 µs of CPU over the computation, through a
-signature's ConcreteFunction 190 µs. Grappler and oneDNN are on in both, by TensorFlow's defaults.
+Why a Session and not `tf.saved_model.load`: TensorFlow Serving loads the MetaGraphDef into a Session, so what
+loads and answers here loads and answers there (a model that only the object loader accepts must fail its
+blessing); it takes TF1 and TF2 models alike, feeds and fetches by the signature's tensor names, and computes
+only the outputs asked for. And it is cheaper: a call through a Session callable costs 30 µs of CPU over the
+computation, through a signature's ConcreteFunction 190 µs. Grappler and oneDNN are on in both, by
+TensorFlow's defaults.
 """
 
 import ctypes
@@ -136,7 +138,8 @@ class SavedModel:
         options.run_options.timeout_in_ms = timeout_ms
         with self._lock:
             if key not in self._callables:
-                # Private, but what Keras stood on for years, and 110 µs cheaper than the public make_callable.
+                # Private, but what Keras stood on for years, and 110 µs cheaper than the public
+                # make_callable.
                 self._callables[key] = self._session._make_callable_from_options(options)
         return self._callables[key]
 
@@ -154,7 +157,8 @@ def _load(session: Any, graph: Any, path: Path, tags: tuple[str, ...]) -> Any:
         if "could not be found in SavedModel" in str(error):
             raise RequestError(
                 Code.NOT_FOUND,
-                f"Could not find meta graph def matching supplied tags: {{ {' '.join(tags)} }}. To inspect available "
+                f"Could not find meta graph def matching supplied tags: {{ {' '.join(tags)} }}. To inspect "
+                "available "
                 "tag-sets in the SavedModel, please use the SavedModel CLI: `saved_model_cli`",
             ) from error
         raise RequestError(

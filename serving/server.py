@@ -1,7 +1,7 @@
 """The embedded server: what `isthmus serve` and `python -m isthmus.serving` run.
 
-The order: bind both ports (a port in use ends the start within a second), import TensorFlow, load and warm up the
-first version of every model, open the ports, announce them, wait for a signal, drain.
+The order: bind both ports (a port in use ends the start within a second), import TensorFlow, load and warm up
+the first version of every model, open the ports, announce them, wait for a signal, drain.
 """
 
 import json
@@ -14,13 +14,15 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from isthmus.serving import model_config
 from isthmus.serving.config import ServingConfig
-from isthmus.serving.errors import ServingError
+from isthmus.serving.errors import RequestError, ServingError
 from isthmus.serving.grpc_edge import GrpcEdge
 from isthmus.serving.rest_edge import RestEdge
+from isthmus.serving.versions import ModelSettings
 
 if TYPE_CHECKING:
-    from isthmus.serving.manager import ModelManager, ModelSettings
+    from isthmus.serving.manager import ModelManager
     from isthmus.serving.savedmodel import SavedModel
 
 __all__ = ["EmbeddedServer", "serve"]
@@ -39,14 +41,11 @@ class EmbeddedServer:
         self.config = config
         self._models = configured_models(config)
         self._manager: ModelManager | None = None
-        self._grpc = GrpcEdge(host=config.host, port=config.port, num_threads=config.grpc_max_threads)
+        self._config_poller: threading.Thread | None = None
+        self._stopping = threading.Event()
+        self._grpc = GrpcEdge(config)
         try:
-            self._rest = RestEdge(
-                host=config.host,
-                port=config.rest_api_port,
-                num_threads=config.rest_api_num_threads,
-                drain_seconds=config.drain_seconds,
-            )
+            self._rest = RestEdge(config)
         except ServingError:
             self._grpc.stop(0)
             raise
@@ -75,16 +74,37 @@ class EmbeddedServer:
             poll_wait_seconds=self.config.file_system_poll_wait_seconds,
             max_num_load_retries=self.config.max_num_load_retries,
             load_retry_interval_seconds=self.config.load_retry_interval_micros / 1e6,
+            num_load_threads=self.config.num_load_threads or 2,
+            allow_labels_for_unavailable=self.config.allow_version_labels_for_unavailable_models,
         )
-        self._manager.configure(self._models)
         self._manager.start()
-        self._manager.wait_until_available(settings.name for settings in self._models)
+        try:
+            self._manager.reload(self._models)
+        except RequestError as error:
+            raise ServingError(f"Failed to start server. Error: {error}") from error
         service = Service(self._manager, self.config)
         self._grpc.start(service)
         self._rest.start(service.rest)
+        if self.config.model_config_file is not None and self.config.model_config_file_poll_wait_seconds > 0:
+            self._config_poller = threading.Thread(
+                target=self._poll_config_file, name="model-config", daemon=True
+            )
+            self._config_poller.start()
+
+    def _poll_config_file(self) -> None:
+        """Apply model_config_file again and again, changed or not: it overrides what ReloadConfig requests
+        set."""
+        assert self.config.model_config_file is not None
+        assert self._manager is not None
+        while not self._stopping.wait(self.config.model_config_file_poll_wait_seconds):
+            try:
+                self._manager.reload(model_config.read_file(self.config.model_config_file))
+            except ServingError as error:
+                logger.error("the models stay as they are: %s", error)
 
     def stop(self) -> None:
         """Refuse new requests, finish those in flight (at most drain_seconds), unload."""
+        self._stopping.set()
         self._rest.stop()
         self._grpc.stop(self.config.drain_seconds)
         if self._manager is not None:
@@ -120,21 +140,29 @@ class EmbeddedServer:
         return model
 
 
-def configured_models(config: ServingConfig) -> "list[ModelSettings]":
+def configured_models(config: ServingConfig) -> list[ModelSettings]:
     """The models that a configuration names.
 
     Raises:
         ServingError: there is none.
     """
-    from isthmus.serving.manager import ModelSettings
-
+    if config.model_config_file is not None:
+        try:
+            return model_config.read_file(config.model_config_file)
+        except RequestError as error:
+            raise ServingError(
+                f"Failed to start server. Error: {error} ({config.model_config_file})"
+            ) from error
     if config.model_base_path is None:
-        raise ServingError("no model to serve: give --model_base_path")
+        raise ServingError(
+            "no model to serve: give --model_base_path (with --model_name) or --model_config_file"
+        )
     return [ModelSettings(name=config.model_name, base_path=config.model_base_path.absolute())]
 
 
 def serve(config: ServingConfig) -> None:
-    """Run until SIGTERM or SIGINT; the chosen ports are announced on stdout as one JSON line once they listen.
+    """Run until SIGTERM or SIGINT; the chosen ports are announced on stdout as one JSON line once they
+    listen.
 
     Raises:
         ServingError: as `EmbeddedServer`.

@@ -8,9 +8,24 @@ from collections.abc import Callable
 from typing import Any
 
 from google.protobuf import json_format
-from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2, predict_pb2
+from tensorflow_serving.apis import (
+    classification_pb2,
+    get_model_metadata_pb2,
+    get_model_status_pb2,
+    model_management_pb2,
+    predict_pb2,
+    regression_pb2,
+)
 
-from isthmus.serving import inference, json_request, json_response, tensors
+from isthmus.serving import (
+    examples,
+    inference,
+    json_examples,
+    json_request,
+    json_response,
+    model_config,
+    tensors,
+)
 from isthmus.serving.config import ServingConfig
 from isthmus.serving.errors import RequestError
 from isthmus.serving.manager import ModelManager
@@ -40,37 +55,76 @@ class Service:
 
     def __init__(self, manager: ModelManager, config: ServingConfig) -> None:
         self.manager = manager
-        self._check_method_name = config.enable_signature_method_name_check
         self._as_content = config.enable_serialization_as_tensor_content
-        self._rest_timeout_ms = max(config.rest_api_timeout_in_ms, 0)
+        check = config.enable_signature_method_name_check
+        # A gRPC call's deadline is kept by gRPC itself, at the edge.
+        self._grpc_options = inference.CallOptions(check_method_name=check)
+        self._rest_options = inference.CallOptions(
+            check_method_name=check, timeout_ms=max(config.rest_api_timeout_in_ms, 0)
+        )
 
     # ---- gRPC ----
 
     def predict(self, request: Any) -> Any:
         """PredictionService.Predict."""
-        spec = request.model_spec
-        if not request.HasField("model_spec"):
-            raise RequestError(Code.INVALID_ARGUMENT, "Missing ModelSpec")
+        spec = _spec(request)
         with self.manager.model(model_ref(spec)) as (model, version):
             outputs = inference.predict_from_protos(
                 model,
                 spec.signature_name,
                 request.inputs,
                 request.output_filter,
-                check_method_name=self._check_method_name,
+                self._grpc_options,
             )
         response = predict_pb2.PredictResponse()
-        response.model_spec.name = spec.name
-        response.model_spec.version.value = version
-        response.model_spec.signature_name = spec.signature_name or DEFAULT_SIGNATURE
+        _fill_spec(response.model_spec, spec, version)
         for alias, array in outputs.items():
             tensors.fill_proto(response.outputs[alias], array, as_content=self._as_content)
         return response
 
+    def classify(self, request: Any) -> Any:
+        """PredictionService.Classify."""
+        spec = _spec(request)
+        response = classification_pb2.ClassificationResponse()
+        with self.manager.model(model_ref(spec)) as (model, version):
+            result = examples.classify(model, spec.signature_name, request.input, self._grpc_options)
+        response.result.CopyFrom(result)
+        _fill_spec(response.model_spec, spec, version)
+        return response
+
+    def regress(self, request: Any) -> Any:
+        """PredictionService.Regress."""
+        spec = _spec(request)
+        response = regression_pb2.RegressionResponse()
+        with self.manager.model(model_ref(spec)) as (model, version):
+            result = examples.regress(model, spec.signature_name, request.input, self._grpc_options)
+        response.result.CopyFrom(result)
+        _fill_spec(response.model_spec, spec, version)
+        return response
+
+    def multi_inference(self, request: Any) -> Any:
+        """PredictionService.MultiInference."""
+        ref = model_ref(request.tasks[0].model_spec) if request.tasks else ModelRef("")
+        with self.manager.model(ref) as (model, version):
+            return examples.multi_inference(model, request, version, self._grpc_options)
+
+    def reload_config(self, request: Any, *, timeout_s: float | None = None) -> Any:
+        """ModelService.HandleReloadConfigRequest: replaces all that is served; waits for models that are
+        new."""
+        if request.config.WhichOneof("config") != "model_config_list":
+            raise RequestError(
+                Code.INVALID_ARGUMENT,
+                "ServerModelConfig type not supported by HandleReloadConfigRequest. "
+                "Only ModelConfigList is currently supported",
+            )
+        self.manager.reload(model_config.settings(request.config), timeout_s=timeout_s)
+        response = model_management_pb2.ReloadConfigResponse()
+        response.status.SetInParent()
+        return response
+
     def metadata(self, request: Any) -> Any:
         """PredictionService.GetModelMetadata."""
-        if not request.HasField("model_spec"):
-            raise RequestError(Code.INVALID_ARGUMENT, "Missing ModelSpec")
+        spec = _spec(request)
         if not request.metadata_field:
             raise RequestError(
                 Code.INVALID_ARGUMENT, "GetModelMetadataRequest must specify at least one metadata_field"
@@ -79,18 +133,16 @@ class Service:
             if field != _SIGNATURE_DEF:
                 raise RequestError(Code.INVALID_ARGUMENT, f"Metadata field {field} is not supported")
         response = get_model_metadata_pb2.GetModelMetadataResponse()
-        with self.manager.model(model_ref(request.model_spec)) as (model, version):
+        with self.manager.model(model_ref(spec)) as (model, version):
             signatures = _signature_map(model.signatures)
-        response.model_spec.name = request.model_spec.name
+        response.model_spec.name = spec.name
         response.model_spec.version.value = version
         response.metadata[_SIGNATURE_DEF].Pack(signatures)
         return response
 
     def status(self, request: Any) -> Any:
         """ModelService.GetModelStatus."""
-        if not request.HasField("model_spec"):
-            raise RequestError(Code.INVALID_ARGUMENT, "Missing ModelSpec")
-        return self._status(model_ref(request.model_spec))
+        return self._status(model_ref(_spec(request)))
 
     # ---- REST ----
 
@@ -98,29 +150,37 @@ class Service:
         """The JSON that answers one REST request."""
         handlers: dict[str, Callable[[ModelRef, bytes], bytes]] = {
             "predict": self._rest_predict,
+            "classify": self._rest_classify,
+            "regress": self._rest_regress,
             "status": self._rest_status,
             "metadata": self._rest_metadata,
         }
-        handler = handlers.get(route.verb)
-        if handler is None:
-            raise RequestError(Code.UNIMPLEMENTED, f"{route.verb} is not implemented")
-        return handler(route.model, body)
+        return handlers[route.verb](route.model, body)
+
+    def _rest_classify(self, ref: ModelRef, body: bytes) -> bytes:
+        signature, example_input = json_examples.parse_examples(body)
+        with self.manager.model(ref) as (model, _):
+            return json_examples.classifications(
+                examples.classify(model, signature, example_input, self._rest_options)
+            )
+
+    def _rest_regress(self, ref: ModelRef, body: bytes) -> bytes:
+        signature, example_input = json_examples.parse_examples(body)
+        with self.manager.model(ref) as (model, _):
+            return json_examples.regressions(
+                examples.regress(model, signature, example_input, self._rest_options)
+            )
 
     def _rest_predict(self, ref: ModelRef, body: bytes) -> bytes:
-        # One hold for parsing and running: the signature that words the errors is the one that runs.
+        # The lookup happens inside the parser: a body that is no JSON is answered before a model that is not
+        # there.
         def infos_of(signature: str) -> Any:
             with self.manager.model(ref) as (model, _):
                 return inference.input_infos(model, signature)
 
         parsed = json_request.parse_predict(body, infos_of)
         with self.manager.model(ref) as (model, _):
-            outputs = inference.predict(
-                model,
-                parsed.signature_name,
-                parsed.inputs,
-                check_method_name=self._check_method_name,
-                timeout_ms=self._rest_timeout_ms,
-            )
+            outputs = inference.predict(model, parsed.signature_name, parsed.inputs, self._rest_options)
         return json_response.predictions(outputs, row_format=parsed.row_format)
 
     def _rest_status(self, ref: ModelRef, _body: bytes) -> bytes:
@@ -146,6 +206,18 @@ class Service:
                 entry.status.error_code = int(servable.error.code)
                 entry.status.error_message = servable.error.message
         return response
+
+
+def _spec(request: Any) -> Any:
+    if not request.HasField("model_spec"):
+        raise RequestError(Code.INVALID_ARGUMENT, "Missing ModelSpec")
+    return request.model_spec
+
+
+def _fill_spec(answered: Any, asked: Any, version: int) -> None:
+    answered.name = asked.name
+    answered.version.value = version
+    answered.signature_name = asked.signature_name or DEFAULT_SIGNATURE
 
 
 def _signature_map(signatures: dict[str, Any]) -> Any:

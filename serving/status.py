@@ -1,4 +1,5 @@
-"""Canonical status codes (google.rpc.Code) and what HTTP status TensorFlow Serving's REST API gives each of them."""
+"""Canonical status codes (google.rpc.Code) and what HTTP status TensorFlow Serving's REST API gives each of
+them."""
 
 import enum
 

@@ -1,15 +1,34 @@
-"""Which versions should be served, and what to do next about it: pure functions of what lies on disk and what runs.
+"""Which versions should be served, and what to do next about it: pure functions of what lies on disk and what
+runs.
 
-The policies are FileSystemStoragePathSource's, the transitions AvailabilityPreservingPolicy's: the new version is
-loaded before the old one is unloaded.
+The policies are FileSystemStoragePathSource's, the transitions AvailabilityPreservingPolicy's: the new
+version is loaded before the old one is unloaded.
 """
 
 import enum
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
-__all__ = ["Action", "Snapshot", "State", "VersionPolicy", "aspired_versions", "next_action", "parse_version"]
+from isthmus.serving.errors import RequestError
+from isthmus.serving.status import Code
+
+__all__ = [
+    "Action",
+    "Labels",
+    "ModelSettings",
+    "Snapshot",
+    "State",
+    "VersionPolicy",
+    "aspired_versions",
+    "assigned_labels",
+    "next_action",
+    "parse_version",
+]
+
+Labels = Mapping[str, Mapping[str, int]]
+"""Model name -> label -> version."""
 
 _MAX_INT64 = 2**63 - 1
 
@@ -36,6 +55,26 @@ class VersionPolicy:
 
     versions: frozenset[int] = frozenset()
     """Which, for specific."""
+
+
+_LATEST = VersionPolicy()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """One model that the server was told to serve."""
+
+    name: str
+    """The name that requests use."""
+
+    base_path: Path
+    """Folder with numbered version folders."""
+
+    policy: VersionPolicy = _LATEST
+    """Which of them to serve."""
+
+    labels: Mapping[str, int] = field(default_factory=dict)
+    """Version by label."""
 
 
 @dataclass(frozen=True)
@@ -74,11 +113,44 @@ def aspired_versions(folders_by_version: Mapping[int, str], policy: VersionPolic
     return {version: folders_by_version[version] for version in chosen}
 
 
+def assigned_labels(
+    models: Iterable[ModelSettings],
+    available: Mapping[str, Collection[int]],
+    previous: Labels,
+    *,
+    allow_unavailable: bool,
+) -> Labels:
+    """The labels that a configuration gives, checked (ServerCore::UpdateModelVersionLabelMap).
+
+    Args:
+        models: the new configuration.
+        available: the AVAILABLE versions by model name.
+        previous: the labels until now.
+        allow_unavailable: whether a label that is new, or stays where it was, may name a version that is not
+            available.
+
+    Raises:
+        RequestError: FAILED_PRECONDITION.
+    """
+    assigned: dict[str, dict[str, int]] = {}
+    for model in models:
+        for label, version in model.labels.items():
+            moves = previous.get(model.name, {}).get(label, version) != version
+            if version not in available.get(model.name, ()) and (moves or not allow_unavailable):
+                raise RequestError(
+                    Code.FAILED_PRECONDITION,
+                    f"Request to assign label to version {version} of model {model.name}, "
+                    "which is not currently available for inference",
+                )
+            assigned.setdefault(model.name, {})[label] = version
+    return assigned
+
+
 def next_action(snapshots: Sequence[Snapshot]) -> Action | None:
     """The next step for one model, or None.
 
-    A version that is no longer wanted is unloaded once a wanted one is available, or when none is wanted at all;
-    of the wanted ones the highest number is loaded first.
+    A version that is no longer wanted is unloaded once a wanted one is available, or when none is wanted at
+    all; of the wanted ones the highest number is loaded first.
     """
     aspired = [snapshot for snapshot in snapshots if snapshot.is_aspired]
     if not aspired or any(snapshot.state is State.AVAILABLE for snapshot in aspired):

@@ -1,6 +1,7 @@
 """Replays a model's own warm-up requests before its version becomes AVAILABLE (saved_model_warmup.cc).
 
-`assets.extra/tf_serving_warmup_requests` is a TFRecord file of tensorflow.serving.PredictionLog, at most 1000 records.
+`assets.extra/tf_serving_warmup_requests` is a TFRecord file of tensorflow.serving.PredictionLog, at most 1000
+records.
 """
 
 from collections.abc import Iterator
@@ -22,7 +23,8 @@ def replay(model: SavedModel, *, num_iterations: int = 1) -> int:
     """Run every record num_iterations times; the number of records.
 
     Raises:
-        RequestError: the file is unreadable or too long, or a record's request fails; the version must not serve.
+        RequestError: the file is unreadable or too long, or a record's request fails; the version must not
+            serve.
     """
     path = model.path / WARMUP_FILE
     if not path.is_file():

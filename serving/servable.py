@@ -1,0 +1,50 @@
+"""One version of one model while it lives: its state, its loaded graph, and who is using it."""
+
+import threading
+from pathlib import Path
+
+from isthmus.serving.errors import RequestError
+from isthmus.serving.savedmodel import SavedModel
+from isthmus.serving.versions import State
+
+__all__ = ["Servable"]
+
+
+class Servable:
+    """One version of one model: its state, its loaded graph and the number of requests that are using it."""
+
+    def __init__(self, name: str, version: int, path: Path) -> None:
+        self.name = name
+        self.version = version
+        self.path = path
+        self.state = State.START
+        self.error: RequestError | None = None
+        self.is_aspired = True
+        self.model: SavedModel | None = None
+        self._num_users = 0
+        self._is_retired = False
+        self._unused = threading.Condition()
+
+    def acquire(self) -> SavedModel | None:
+        """The loaded model, kept from being unloaded until `release`; None when it is already on its way
+        out."""
+        with self._unused:
+            if self._is_retired:
+                return None
+            self._num_users += 1
+            return self.model
+
+    def release(self) -> None:
+        """The counterpart of `acquire`."""
+        with self._unused:
+            self._num_users -= 1
+            if not self._num_users:
+                self._unused.notify_all()
+
+    def retire(self) -> SavedModel | None:
+        """Wait until no request uses the model, hand it out to no further one, and return it for closing."""
+        with self._unused:
+            self._unused.wait_for(lambda: self._num_users == 0)
+            self._is_retired = True
+            model, self.model = self.model, None
+            return model
