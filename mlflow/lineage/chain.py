@@ -134,8 +134,8 @@ def _championship(version: Version) -> dict[str, Any]:
     terms = []
     for index, move in enumerate(moves):
         if move.to_version == version.version:
-            until = moves[index + 1].at if index + 1 < len(moves) else None
-            terms.append({"since": move.at, "until": until, "by": move.by, "why": move.why})
+            until = moves[index + 1].when if index + 1 < len(moves) else None
+            terms.append({"since": move.when, "until": until, "by": move.by, "why": move.why})
     return {"champion": terms} if terms else {}
 
 
@@ -151,7 +151,8 @@ def _evaluation_node(record: Record) -> Node:
     version = record.version
     assert version is not None
     mlmd = {key: value for key, value in version.tags.items() if key.startswith("isthmus.mlmd.")}
-    facts = dict(version.metrics) | {key.removeprefix("isthmus."): value for key, value in mlmd.items()}
+    overall = {key: value for key, value in version.metrics.items() if "/" not in key}
+    facts = overall | {key.removeprefix("isthmus."): value for key, value in mlmd.items()}
     return Node(
         kind="evaluation", label="pipeline run", id=version.run_id, facts=facts | _run_facts(version.run_id)
     )

@@ -48,8 +48,8 @@ class Entry:
     to_version: int
     """The registered version that has it now."""
 
-    at: str
-    """When, in UTC, ISO 8601 with milliseconds."""
+    when: str
+    """UTC, ISO 8601 with milliseconds."""
 
     by: str
     """Who ran the command."""
@@ -116,13 +116,12 @@ def champion_stack(entries: Sequence[Entry]) -> list[int]:
     return stack
 
 
-def champion_at(entries: Sequence[Entry], when: datetime) -> Entry | None:
-    """The move that made the champion of that moment; None before the first. `when` without a zone is
-    local."""
-    limit = when.astimezone(UTC)
+def champion_at(entries: Sequence[Entry], moment: datetime) -> Entry | None:
+    """The move that made the champion of that moment; None before the first. No time zone means UTC."""
+    limit = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
     found = None
     for move in champion_moves(entries):
-        if datetime.fromisoformat(move.at) > limit:
+        if datetime.fromisoformat(move.when) > limit:
             break
         found = move
     return found
@@ -181,7 +180,7 @@ def append(
         action=action,
         from_version=before[-1].to_version if before else None,
         to_version=to_version,
-        at=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        when=datetime.now(UTC).isoformat(timespec="milliseconds"),
         by=by,
         approved_by=approved_by,
         why=why,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,14 @@ class Move:
     verdicts: list[Verdict]
     notices: list[str] = field(default_factory=list)
     """Anything left to do, each with the command that does it."""
+
+    def __str__(self) -> str:
+        """What happened, in lines for a terminal."""
+        number, name = self.version.version, self.version.name
+        origin = f"it was version {self.previous}" if self.previous is not None else "there was none"
+        lines = [f"version {number} is the champion of {name} now ({origin})"]
+        lines += [f"  {verdict.gate}: {verdict.text}" for verdict in self.verdicts]
+        return "\n".join([*lines, *self.notices])
 
     def to_dict(self) -> dict[str, Any]:
         """JSON value."""
@@ -213,6 +221,7 @@ def promote(
 ) -> Move:
     """Make a version (default: the challenger) the champion.
 
+    `config` is by default the `registry` section of the recipe that the version was made with.
     Raises PromotionRefused when a gate is against it, PromotionConflict when somebody else moved the champion
     meanwhile, LineageError for an unknown model or version. Nothing has changed then.
     """
@@ -223,7 +232,8 @@ def promote(
     current = champion(name)
     if current is not None and current.version == candidate.version:
         raise LineageError(f"version {candidate.version} of {name} is the champion already")
-    verdicts = check(candidate, config=config or RegistryConfig(), current=current, approve_by=approve_by)
+    config = config or recipe_config(candidate)
+    verdicts = check(candidate, config=config, current=current, approve_by=approve_by)
     _refuse_failed(name, candidate, verdicts)
     return _move(
         name,
@@ -269,6 +279,16 @@ def rollback(
         verdicts=verdicts,
         mirror=mirror,
     )
+
+
+def recipe_config(version: Version) -> RegistryConfig:
+    """The `registry` section of the recipe in a version's manifest; the defaults where it has none."""
+    for folder in (version.bundle, version.pushed_path and version.pushed_path / "assets.extra"):
+        if folder and (folder / "manifest.json").is_file():
+            section = (read_json(folder / "manifest.json").get("recipe") or {}).get("registry") or {}
+            known = {each.name for each in fields(RegistryConfig)}
+            return RegistryConfig(**{key: value for key, value in section.items() if key in known})
+    return RegistryConfig()
 
 
 def _settle(name: str) -> None:
@@ -347,7 +367,7 @@ def _mirror_labels(name: str, mirror: Mirror | None) -> list[str]:
         return [f"the registry has moved, the servers were not told ({error}); {mend}"]
 
 
-def champion_at(name: str, when: datetime) -> int | None:
-    """The version that was champion of `name` at that moment; None before the first."""
-    entry = history.champion_at(history.read(store_client(), name), when)
+def champion_at(name: str, moment: datetime) -> int | None:
+    """The version that was champion of `name` at that moment (UTC without a zone); None before the first."""
+    entry = history.champion_at(history.read(store_client(), name), moment)
     return entry.to_version if entry else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +28,14 @@ _ID_TAGS = (
     "saved_model_id",
 )
 _FORMS = (
-    "models:/NAME@ALIAS, models:/NAME/NUMBER, the name of a registered model, the folder of a pushed version, "
-    "a bundle, a checkpoint or a data set, a .safetensors or .onnx file, a git commit, an MLflow run or model "
-    "id, or a digest"
+    "models:/NAME@ALIAS, models:/NAME/NUMBER, the name of a registered model, a folder (pushed version, "
+    "bundle, checkpoint, data set), a .safetensors or .onnx file, a git commit, an MLflow run or model id, "
+    "or a digest"
 )
 
 
 def lineage(
-    subject: str, *, home: Path, tracking_uri: str | None = None, at: datetime | None = None
+    subject: str, *, home: Path, tracking_uri: str | None = None, at: datetime | str | None = None
 ) -> Chain:
     """The chain of `subject`.
 
@@ -43,11 +43,12 @@ def lineage(
     zone is local). Raises LineageError when nothing is known about the subject, with the forms a subject may
     have.
     """
+    moment = parse_time(at) if isinstance(at, str) else at
     tracking.connect(home, tracking_uri)
     match = _REGISTRY_URI.fullmatch(subject)
     if match and not Path(subject).exists():
-        return _of_version(subject, _registered(match["name"], match["number"], match["alias"], at))
-    if at is not None:
+        return _of_version(subject, _registered(match["name"], match["number"], match["alias"], moment))
+    if moment is not None:
         raise LineageError(f"--at goes with an alias (models:/NAME@champion), not with {subject!r}")
     if Path(subject).exists():
         return _of_path(subject, Path(subject))
@@ -57,6 +58,17 @@ def lineage(
     if _HEX.fullmatch(subject) or subject.startswith("m-"):
         return _of_identity(subject)
     raise LineageError(f"{subject!r} is nothing that lineage knows; give {_FORMS}")
+
+
+def parse_time(text: str) -> datetime:
+    """`2026-11-01`, `2026-11-01T12:00`, with a zone or in UTC. Raises LineageError."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise LineageError(
+            f"{text!r} is no time; write 2026-11-01T12:00 (UTC) or 2026-11-01T12:00+01:00"
+        ) from error
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def _registered(name: str, number: str | None, alias: str | None, at: datetime | None) -> Version:

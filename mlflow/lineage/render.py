@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from isthmus.lineage.chain import Chain, Node
+from isthmus.lineage.verify import LinkCheck
 
 _SHORT = 12
 _HEX = re.compile(r"[0-9a-f]{32,64}")
@@ -97,3 +99,13 @@ _OWN_WORDS: dict[str, Callable[[Any], str]] = {
     "started": when,
     "status": _status,
 }
+
+
+def checks(results: Sequence[LinkCheck]) -> str:
+    """One line for each link that was verified, and a last one that sums up."""
+    width = max((len(result.link) for result in results), default=0)
+    lines = [f"{result.status:7}  {result.link:{width}}  {result.detail}" for result in results]
+    counts = Counter(result.status for result in results)
+    return "\n".join(
+        [*lines, ", ".join(f"{counts[status]} {status}" for status in ("holds", "broken", "unknown"))]
+    )

@@ -117,10 +117,13 @@ def test_at_a_time_in_between(tell, home):
     then = query.lineage("models:/digits@champion", home=home, at=between)
     assert then.root.id == "digits/1"
     term = then.root.facts["champion"][0]
-    assert term["until"] == registry.history("digits")[-1].at
+    assert term["until"] == registry.history("digits")[-1].when
     assert "champion from" in render.tree(then)
     with pytest.raises(LineageError, match="digits had no champion at 2020-01-01"):
         query.lineage("models:/digits@champion", home=home, at=datetime(2020, 1, 1, tzinfo=UTC))
+    assert query.lineage("digits@champion", home=home, at=between.isoformat()).root.id == "digits/1"
+    with pytest.raises(LineageError, match="'yesterday' is no time; write 2026-11-01T12:00"):
+        query.lineage("digits@champion", home=home, at="yesterday")
     with pytest.raises(LineageError, match="--at asks what was champion then"):
         query.lineage("models:/digits/2", home=home, at=between)
 

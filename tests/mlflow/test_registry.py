@@ -187,6 +187,16 @@ def test_recipe_can_ask_for_approval_a_clean_tree_and_no_drop(tell):
     assert registry.promote("digits").version.version == 2
 
 
+def test_promotion_reads_its_rules_from_the_recipe_in_the_manifest(tell):
+    tell("a")
+    tell("b", recipe={"registry": {"approval_required": True, "some_later_key": 1}})
+    with pytest.raises(PromotionRefused, match="give --approve-by NAME"):
+        registry.promote("digits")
+    move = registry.promote("digits", approve_by="bob")
+    assert str(move).splitlines()[0] == "version 2 is the champion of digits now (it was version 1)"
+    assert "approval: approved by bob" in str(move)
+
+
 def test_promoting_the_champion_again_says_so(tell):
     tell("a")
     with pytest.raises(LineageError, match="version 1 of digits is the champion already"):
@@ -259,7 +269,7 @@ def test_an_alias_moved_behind_our_back_is_put_back_and_reported(tell, caplog):
 def test_champion_at_any_time(tell):
     tell("a")
     tell("b")
-    before = datetime.fromisoformat(registry.history("digits")[0].at) - timedelta(seconds=1)
+    before = datetime.fromisoformat(registry.history("digits")[0].when) - timedelta(seconds=1)
     between = datetime.now(UTC)
     registry.promote("digits")
     after = datetime.now(UTC) + timedelta(seconds=1)
