@@ -1,12 +1,12 @@
 """The faithful, op-by-op lowering of ONNX to TensorFlow: the rung for graphs that onnx2tf guesses wrong.
 
-    lowering.py    the way through: read, probe shapes, fuse, emit
-    graph.py       the ONNX file as plain Python
-    values.py      a value: constant, affine in the batch, or a tensor with a remembered axis order
-    layout.py      broadcasting and reshaping without moving data
-    fusions.py     rewrites of the ONNX graph (BatchNorm into weights, Gelu, linear layers)
-    registry.py    operator -> function, by opset
-    operators.py   the list of modules that hold those functions
+lowering.py    the way through: read, probe shapes, fuse, emit
+graph.py       the ONNX file as plain Python
+values.py      a value: constant, affine in the batch, or a tensor with a remembered axis order
+layout.py      broadcasting and reshaping without moving data
+fusions.py     rewrites of the ONNX graph (BatchNorm into weights, Gelu, linear layers)
+registry.py    operator -> function, by opset
+operators.py   the list of modules that hold those functions
 """
 
 from __future__ import annotations

@@ -54,7 +54,9 @@ _register("HardSigmoid", hard_sigmoid, {"alpha": 0.2, "beta": 0.5})
 _register("LeakyRelu", lambda x, alpha: tf.nn.leaky_relu(x, alpha), {"alpha": 0.01})
 _register("Elu", lambda x, alpha: tf.where(x > 0, x, alpha * tf.math.expm1(x)), {"alpha": 1.0})
 _register(
-    "Celu", lambda x, alpha: tf.maximum(x, 0.0) + tf.minimum(alpha * tf.math.expm1(x / alpha), 0.0), {"alpha": 1.0}
+    "Celu",
+    lambda x, alpha: tf.maximum(x, 0.0) + tf.minimum(alpha * tf.math.expm1(x / alpha), 0.0),
+    {"alpha": 1.0},
 )
 _register("Selu", selu, {"alpha": 1.6732632423543772, "gamma": 1.0507009873554805})
 _register("ThresholdedRelu", lambda x, alpha: tf.where(x > alpha, x, tf.zeros_like(x)), {"alpha": 1.0})

@@ -102,12 +102,17 @@ def _depthwise(x: Any, w: np.ndarray, strides: list[int], dilations: list[int], 
     multiplier = w.shape[0] // channels
     kernel = w.reshape(channels, multiplier, *w.shape[2:]).transpose(2, 3, 0, 1)
     dilated = tuple(dilations) != (1, 1)
-    thinned = strides[0] != strides[1] or (dilated and max(strides) > 1)  # forms that TensorFlow's kernel lacks
+    thinned = strides[0] != strides[1] or (
+        dilated and max(strides) > 1
+    )  # forms that TensorFlow's kernel lacks
     if dilated:
         kernel = _dilate(kernel, dilations)
     if thinned and padding == "SAME":
         pads = same_pads(x.shape[1:3], kernel.shape[:2], strides, (1, 1))
         padding = [[0, 0], *[list(pair) for pair in pads], [0, 0]]
+    if not isinstance(padding, str):
+        # Not handed to the operator: grappler's shape inference aborts the process on an explicit depthwise padding.
+        x, padding = tf.pad(x, padding), "VALID"
     steps = [1, 1, 1, 1] if thinned else [1, *strides, 1]
     result = tf.nn.depthwise_conv2d(x, graph_constant(np.ascontiguousarray(kernel)), steps, padding)
     return result[:, :: strides[0], :: strides[1]] if thinned else result
@@ -150,8 +155,12 @@ def conv_transpose(node: Node, x: Value, w: Value, b: Value | None = None) -> Va
         tensor, kernel = tensor[:, None], kernel[:, :, None]
         strides, dilations, extents = [1, *strides], [1, *dilations], [1, *extents]
         pads, sizes, spatial = [(0, 0), *pads], [1, *sizes], [1, *spatial]
-    result = _full_transpose(tensor, _dilate(kernel.transpose(2, 3, 0, 1), dilations), strides, node.attrs.get("group", 1))
-    full = [(size - 1) * stride + extent for size, stride, extent in zip(spatial, strides, extents, strict=True)]
+    result = _full_transpose(
+        tensor, _dilate(kernel.transpose(2, 3, 0, 1), dilations), strides, node.attrs.get("group", 1)
+    )
+    full = [
+        (size - 1) * stride + extent for size, stride, extent in zip(spatial, strides, extents, strict=True)
+    ]
     missing = [max(pad[0] + size - whole, 0) for pad, size, whole in zip(pads, sizes, full, strict=True)]
     if any(missing):
         result = tf.pad(result, [[0, 0], [0, missing[0]], [0, missing[1]], [0, 0]])
@@ -180,7 +189,9 @@ def _transposed_pads(
         ]
         return pads, sizes
     pads = []
-    for size, stride, more, extent, target in zip(spatial, strides, extra, extents, wanted[-rank:], strict=True):
+    for size, stride, more, extent, target in zip(
+        spatial, strides, extra, extents, wanted[-rank:], strict=True
+    ):
         total = max(stride * (size - 1) + more + extent - target, 0)
         small, large = total // 2, total - total // 2
         pads.append((small, large) if auto_pad == "SAME_UPPER" else (large, small))

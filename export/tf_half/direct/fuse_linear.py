@@ -33,7 +33,10 @@ def _from_gemm(graph: Graph, node: Node) -> None:
     width = weight.shape[1]
     if bias is not None and bias.shape not in ((), (1,), (width,), (1, width), (1, 1)):
         return
-    inputs = [node.inputs[0], graph.add_constant(node.inputs[1], weight * weight.dtype.type(node.attrs.get("alpha", 1)))]
+    inputs = [
+        node.inputs[0],
+        graph.add_constant(node.inputs[1], weight * weight.dtype.type(node.attrs.get("alpha", 1))),
+    ]
     if bias is not None:
         vector = np.broadcast_to(bias.reshape(-1), (width,)) * weight.dtype.type(node.attrs.get("beta", 1))
         inputs.append(graph.add_constant(node.inputs[2], vector))

@@ -80,7 +80,12 @@ def _widen_linears(graph: Graph) -> None:
         graph.facts[wide] = type(graph.facts[flat])(dims=wide_dims)
         node.inputs[0], node.outputs, node.out_dims = before.inputs[0], [wide], (wide_dims,)
         reshape = Node(
-            op_type="Reshape", inputs=[wide], outputs=[flat], name=before.name, opset=before.opset, out_dims=(flat_dims,)
+            op_type="Reshape",
+            inputs=[wide],
+            outputs=[flat],
+            name=before.name,
+            opset=before.opset,
+            out_dims=(flat_dims,),
         )
         graph.nodes.insert(graph.nodes.index(node) + 1, reshape)
         producers[flat], producers[wide] = reshape, node

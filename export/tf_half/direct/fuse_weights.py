@@ -71,7 +71,12 @@ def _rewrite(graph: Graph, node: Node, weight: np.ndarray, scale: np.ndarray, sh
     folded = graph.add_constant(node.inputs[1], (weight * spread).astype(weight.dtype))
     offsets = graph.add_constant(node.inputs[1], shift.astype(weight.dtype))
     new = internal_node(
-        node.op_type, node, [node.inputs[0], folded, offsets], node.outputs, graph.dims(node.outputs[0]), **node.attrs
+        node.op_type,
+        node,
+        [node.inputs[0], folded, offsets],
+        node.outputs,
+        graph.dims(node.outputs[0]),
+        **node.attrs,
     )
     replace(graph, node, new)
 

@@ -137,7 +137,9 @@ def read_graph(path: Path) -> Graph:
     try:
         model = onnx.load(str(path))
     except Exception as error:  # noqa: BLE001 - protobuf, OS and onnx's own errors all mean the same here
-        raise LoweringError(f"{path} is not a readable ONNX model: {type(error).__name__}: {error}") from error
+        raise LoweringError(
+            f"{path} is not a readable ONNX model: {type(error).__name__}: {error}"
+        ) from error
     if not model.graph.node:
         raise LoweringError(f"{path} is not an ONNX model: it holds no operators")
     return graph_from_model(model)
@@ -150,7 +152,9 @@ def graph_from_model(model: Any) -> Graph:
 
     if model.functions:
         names = ", ".join(sorted({function.name for function in model.functions}))
-        raise LoweringError(f"the ONNX model defines its own functions ({names}); inline them before lowering")
+        raise LoweringError(
+            f"the ONNX model defines its own functions ({names}); inline them before lowering"
+        )
     opsets = {entry.domain: entry.version for entry in model.opset_import}
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     if model.graph.sparse_initializer:

@@ -6,11 +6,18 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
 from isthmus.export.tf_half.direct.graph import Dim, Dims
-from isthmus.export.tf_half.direct.values import Order, Value, channels_last, dims_spec, graph_constant, identity
+from isthmus.export.tf_half.direct.values import (
+    Order,
+    Value,
+    channels_last,
+    contiguous,
+    dims_spec,
+    graph_constant,
+    identity,
+)
 
 
 def aligned(values: Sequence[Value]) -> tuple[list[Any], Order]:
@@ -19,8 +26,9 @@ def aligned(values: Sequence[Value]) -> tuple[list[Any], Order]:
     Constants are turned at lowering time; the busiest order among the tensors wins, so that usually nothing moves.
     """
     rank = max(value.rank for value in values)
-    order = _common_order(values, rank)
-    return [_broadcastable(value, order) for value in values], order
+    order = common_order(values)
+    some_tensor_is_full = any(value.constant is None and value.rank == rank for value in values)
+    return [_broadcastable(value, order, may_drop_ones=some_tensor_is_full) for value in values], order
 
 
 def elementwise(function: Callable[..., Any], *values: Value) -> Value:
@@ -31,7 +39,9 @@ def elementwise(function: Callable[..., Any], *values: Value) -> Value:
     return Value.of(function(*tensors), order)
 
 
-def _common_order(values: Sequence[Value], rank: int) -> Order:
+def common_order(values: Sequence[Value]) -> Order:
+    """The order in which most elements of the full-rank tensors are already stored; channels-last breaks ties."""
+    rank = max(value.rank for value in values)
     weights: dict[Order, float] = {}
     for value in values:
         if value.constant is None and value.rank == rank and rank > 1:
@@ -42,28 +52,29 @@ def _common_order(values: Sequence[Value], rank: int) -> Order:
     return max(weights, key=lambda order: (weights[order], order == channels_last(rank)))
 
 
-def _broadcastable(value: Value, order: Order) -> Any:
-    """The value's tensor with axes in `order`; size-one leading axes are left out where that changes nothing."""
+def _broadcastable(value: Value, order: Order, *, may_drop_ones: bool) -> Any:
+    """The value's tensor with axes in `order`; leading axes of size one are left out where that changes nothing."""
     rank = len(order)
     missing = rank - value.rank
     if value.constant is not None:
-        array = value.constant.reshape((1,) * missing + value.constant.shape).transpose(order)
-        while array.ndim and array.shape[0] == 1:
+        array = value.constant
+        if may_drop_ones or missing:
+            array = array.reshape((1,) * missing + array.shape)
+        array = array.transpose(order) if array.ndim == rank else array
+        while may_drop_ones and array.ndim and array.shape[0] == 1:
             array = array[0]
-        return graph_constant(np.ascontiguousarray(array))
+        return graph_constant(contiguous(array))
     if value.rank == 0:
         return value.tensor
     if not missing:
         return value.stored(order)
-    shifted = [axis + missing for axis in value.order]
     wanted = [axis - missing for axis in order if axis >= missing]
     inner = value.stored(wanted)
-    if list(order) == [*range(missing), *[axis + missing for axis in wanted]]:
+    if order[:missing] == identity(missing):  # what is missing leads in storage too: broadcasting adds it
         return inner
     for position, axis in enumerate(order):
         if axis < missing:
             inner = tf.expand_dims(inner, position)
-    del shifted
     return inner
 
 

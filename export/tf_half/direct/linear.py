@@ -107,7 +107,9 @@ def gemm(node: Node, a: Value, b: Value, c: Value | None = None) -> Value:
 @op("Einsum", since=12)
 def einsum(node: Node, *inputs: Value) -> Value:
     """Einstein summation."""
-    return Value.of(tf.einsum(node.attrs["equation"].replace(" ", ""), *[value.logical() for value in inputs]))
+    return Value.of(
+        tf.einsum(node.attrs["equation"].replace(" ", ""), *[value.logical() for value in inputs])
+    )
 
 
 @op("Det")
@@ -117,7 +119,9 @@ def determinant(_: Node, x: Value) -> Value:
 
 
 @op("Attention", since=23)
-def attention(node: Node, q: Value, k: Value, v: Value, mask: Value | None = None, *more: Value | None) -> Value:
+def attention(
+    node: Node, q: Value, k: Value, v: Value, mask: Value | None = None, *more: Value | None
+) -> Value:
     """Scaled dot-product attention on [N, heads, T, D]; no cache, no causal flag, no soft cap."""
     if any(value is not None for value in more) or any(node.outputs[1:]) or q.rank != 4:
         raise node.unsupported("only the 4-D form without a cache or extra outputs")

@@ -35,7 +35,9 @@ class LoweredGraph:
         self.graph = graph
         self.input = _single_image_input(graph)
         if len(graph.outputs) != 1:
-            raise LoweringError(f"the ONNX model has {len(graph.outputs)} outputs; exactly one (the logits) is served")
+            raise LoweringError(
+                f"the ONNX model has {len(graph.outputs)} outputs; exactly one (the logits) is served"
+            )
         _, channels, height, width = self.input.shape or (None,) * 4
         self.image_shape = (height, width, channels)
         probe(graph, self.input, channels_last(4))
@@ -65,7 +67,9 @@ def lower_graph(onnx_path: Path | str) -> LoweredGraph:
 def _single_image_input(graph: Graph) -> GraphInput:
     if len(graph.inputs) != 1:
         names = ", ".join(entry.name for entry in graph.inputs) or "none"
-        raise LoweringError(f"the ONNX model has {len(graph.inputs)} inputs ({names}); exactly one image input is served")
+        raise LoweringError(
+            f"the ONNX model has {len(graph.inputs)} inputs ({names}); exactly one image input is served"
+        )
     image = graph.inputs[0]
     if image.shape is None or len(image.shape) != 4 or None in image.shape[1:] or image.dtype != np.float32:
         raise LoweringError(
@@ -154,7 +158,11 @@ def _walk(graph: Graph, feeds: Mapping[str, Value], invariant: dict[str, np.ndar
                 results = [Value.const(_evaluate(value)) for value in _call(node, inputs)]
             if all(name in invariant for name in node.inputs if name):
                 invariant.update(
-                    {name: value.constant for name, value in _named(node, results) if value.constant is not None}
+                    {
+                        name: value.constant
+                        for name, value in _named(node, results)
+                        if value.constant is not None
+                    }
                 )
         else:
             results = _call(node, inputs)

@@ -42,7 +42,9 @@ class _Window:
     @property
     def full_pads(self) -> Pads:
         """Padding including the overhang."""
-        return [(before, after + more) for (before, after), more in zip(self.pads, self.overhang, strict=True)]
+        return [
+            (before, after + more) for (before, after), more in zip(self.pads, self.overhang, strict=True)
+        ]
 
     def padding(self) -> Any:
         """VALID or SAME when that means the same, else None."""

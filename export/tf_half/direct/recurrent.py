@@ -35,7 +35,11 @@ def lstm(
     direction = choice(node, "direction", ("forward", "reverse", "bidirectional"), "forward")
     backward = {"forward": [False], "reverse": [True], "bidirectional": [False, True]}[direction]
     weights, recurrence = constant_input(node, w, "W"), constant_input(node, r, "R")
-    bias = np.zeros((len(backward), 2 * weights.shape[1]), np.float32) if b is None else constant_input(node, b, "B")
+    bias = (
+        np.zeros((len(backward), 2 * weights.shape[1]), np.float32)
+        if b is None
+        else constant_input(node, b, "B")
+    )
     sequence = x.logical()
     hidden = recurrence.shape[2]
     outputs, last_h, last_c = [], [], []
@@ -53,7 +57,9 @@ def lstm(
     return [Value.of(tf.stack(outputs, 1)), Value.of(tf.stack(last_h)), Value.of(tf.stack(last_c))]
 
 
-def _one_direction(x: Any, kernel: np.ndarray, bias: np.ndarray, start: list[Any], reverse: bool) -> tuple[Any, ...]:
+def _one_direction(
+    x: Any, kernel: np.ndarray, bias: np.ndarray, start: list[Any], reverse: bool
+) -> tuple[Any, ...]:
     """kernel [4H, I + H] with ONNX's gate order i, o, f, c; TensorFlow's block kernel wants i, c, f, o."""
     inputs, outputs, forgets, cells = np.split(kernel, 4, axis=0)
     b_in, b_out, b_forget, b_cell = np.split(bias, 4)

@@ -102,7 +102,9 @@ def _resize(node: Node, x: Value, factors: dict[int, tuple[int, float]]) -> Valu
 def _is_plain_bilinear(node: Node, x: Value, how: str, factors: dict[int, tuple[int, float]]) -> bool:
     """Whether TensorFlow's own kernel computes the same thing."""
     exact = all(abs((x.shape[axis] or 0) * scale - size) < 1e-9 for axis, (size, scale) in factors.items())
-    centred = how == "half_pixel" or (how == "pytorch_half_pixel" and all(size > 1 for size, _ in factors.values()))
+    centred = how == "half_pixel" or (
+        how == "pytorch_half_pixel" and all(size > 1 for size, _ in factors.values())
+    )
     plain = not node.attrs.get("antialias", 0) and not node.attrs.get("exclude_outside", 0)
     return x.rank == 4 and set(factors) <= {2, 3} and exact and centred and plain and x.dtype == tf.float32
 
@@ -112,7 +114,9 @@ def _apply(tensor: Any, weights: np.ndarray, axis: int) -> Any:
     shape = tensor.shape.as_list()
     rank = len(shape)
     if axis == rank - 1:
-        return tf.linalg.matvec(graph_constant(weights), tensor) if rank == 1 else tf.matmul(tensor, weights.T)
+        return (
+            tf.linalg.matvec(graph_constant(weights), tensor) if rank == 1 else tf.matmul(tensor, weights.T)
+        )
     tail = int(np.prod(shape[axis + 1 :]))
     flat = tf.reshape(tensor, [-1, shape[axis], tail])
     result = tf.matmul(graph_constant(weights), flat)

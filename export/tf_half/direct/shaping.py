@@ -11,7 +11,7 @@ from isthmus.export.tf_half.direct.graph import Dims, Node, static_dims
 from isthmus.export.tf_half.direct.layout import elementwise
 from isthmus.export.tf_half.direct.layout import reshape as reshape_value
 from isthmus.export.tf_half.direct.registry import choice, constant_input, constant_ints, op
-from isthmus.export.tf_half.direct.values import Value, channels_last, identity, shape_tensor
+from isthmus.export.tf_half.direct.values import Value, channels_last, shape_tensor
 
 
 @op("Constant")
@@ -70,7 +70,7 @@ def _as_shape(node: Node, x: Value, target: Dims | None) -> Value:
 
 
 @op("Reshape", since=5)
-def reshape(node: Node, x: Value, target: Value) -> Value:
+def reshape(node: Node, x: Value, target: Value | None = None) -> Value:
     """To a shape whose entries are constants or follow the batch."""
     if _recorded(node) is not None:
         return _as_shape(node, x, None)
@@ -157,7 +157,9 @@ def expand(node: Node, x: Value, target: Value) -> Value:
     """Broadcast to a shape (both ways, as numpy does)."""
     recorded = _recorded(node)
     if recorded is None:
-        shape = np.broadcast_shapes(tuple(constant_ints(node, target, "shape")), tuple(dim or 0 for dim in x.shape))
+        shape = np.broadcast_shapes(
+            tuple(constant_ints(node, target, "shape")), tuple(dim or 0 for dim in x.shape)
+        )
         recorded = static_dims(shape)
     elif x.dims == recorded:
         return x
@@ -243,12 +245,3 @@ def trilu(node: Node, x: Value, k: Value | None = None) -> Value:
         return tf.where(wanted, tensor, tf.zeros_like(tensor))
 
     return elementwise(keep, x, Value.const(mask))
-
-
-@op("Size", since=13)
-def size_13(node: Node, x: Value) -> Value:
-    """As before."""
-    return size(node, x)
-
-
-__all__ = ["add_axes", "drop_axes", "identity"]

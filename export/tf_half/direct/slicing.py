@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from isthmus.export.tf_half.direct.graph import Node, static_dims
-from isthmus.export.tf_half.direct.layout import aligned
+from isthmus.export.tf_half.direct.graph import Node
+from isthmus.export.tf_half.direct.layout import common_order
 from isthmus.export.tf_half.direct.registry import choice, constant_input, constant_ints, op
-from isthmus.export.tf_half.direct.values import Value, identity, shape_tensor
+from isthmus.export.tf_half.direct.values import Value, identity
 
 
 @op("Concat", since=4)
@@ -21,29 +21,12 @@ def concat(node: Node, *inputs: Value) -> Value:
     if len(filled) == 1:
         return filled[0]
     if all(value.constant is not None for value in filled):
-        return Value.const(np.concatenate([value.constant for value in filled if value.constant is not None], axis))
-    order = _concat_order(filled)
+        return Value.const(
+            np.concatenate([value.constant for value in filled if value.constant is not None], axis)
+        )
+    order = common_order(filled)
     tensors = [value.stored(order) for value in filled]
     return Value.of(tf.concat(tensors, order.index(axis % len(order))), order)
-
-
-def _concat_order(values: list[Value]) -> tuple[int, ...]:
-    tensors = [value for value in values if value.constant is None]
-    return aligned(
-        [Value(tensor=value.tensor, order=value.order) for value in tensors[:1]]
-        if len(tensors) == 1
-        else [_ShapeOnly(value) for value in tensors]  # type: ignore[misc]
-    )[1]
-
-
-class _ShapeOnly(Value):
-    """A stand-in whose tensor is not touched: only its order and size vote."""
-
-    def __init__(self, value: Value) -> None:
-        super().__init__(tensor=value.tensor, order=value.order)
-
-    def stored(self, order: Any) -> Any:
-        return self.tensor
 
 
 @op("Split", since=13)
@@ -102,9 +85,7 @@ def _bounds(node: Node, value: Value, what: str) -> list[Any]:
         raise node.unsupported(f"its {what} must not depend on the pixels")
     slopes, offsets = value.affine
     tensor = value.logical()
-    return [
-        tf.cast(tensor[i], tf.int32) if slopes[i] else int(offsets[i]) for i in range(slopes.shape[0])
-    ]
+    return [tf.cast(tensor[i], tf.int32) if slopes[i] else int(offsets[i]) for i in range(slopes.shape[0])]
 
 
 def _slice(x: Value, ranges: list[tuple[int, Any, Any, int]]) -> Value:
@@ -116,7 +97,7 @@ def _slice(x: Value, ranges: list[tuple[int, Any, Any, int]]) -> Value:
             if size is not None:
                 start, end = _clamped(start, end, step, size)
                 whole = whole and (start, end, step) == (0, size, 1)
-                end = None if end < 0 else end
+                end = None if end < 0 else end  # a backward range that includes the first position
             else:
                 whole = whole and start == 0 and end >= 2**31 - 1 and step == 1
                 start, end = _open_ended(start, end, step)
@@ -129,7 +110,7 @@ def _slice(x: Value, ranges: list[tuple[int, Any, Any, int]]) -> Value:
     return Value.of(tensor[tuple(index)], x.order)
 
 
-def _clamped(start: int, end: int, step: int, size: int) -> tuple[int, int, int] | tuple[int, int]:
+def _clamped(start: int, end: int, step: int, size: int) -> tuple[int, int]:
     """Both ends as plain positions; -1 as the end of a backward range means "before the first"."""
     start = start + size if start < 0 else start
     end = end + size if end < 0 else end
@@ -208,8 +189,7 @@ def center_crop_pad(node: Node, x: Value, shape: Value) -> Value:
         missing = wanted - have
         before = missing // 2 if missing >= 0 else -((-missing) // 2)
         amounts[axis % x.rank] = before, missing - before
-    inner = Node(op_type="Pad", inputs=node.inputs[:1], outputs=node.outputs, name=node.name, opset=node.opset)
+    inner = Node(
+        op_type="Pad", inputs=node.inputs[:1], outputs=node.outputs, name=node.name, opset=node.opset
+    )
     return _pad(inner, x, [*amounts[:, 0].tolist(), *amounts[:, 1].tolist()], list(range(x.rank)), 0)
-
-
-__all__ = ["shape_tensor", "static_dims"]

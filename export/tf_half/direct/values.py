@@ -143,8 +143,7 @@ class Value:
 
     def _in_order(self, order: Order) -> Any:
         if self.constant is not None:
-            array = np.ascontiguousarray(np.transpose(self.constant, order)) if self.rank else self.constant
-            return graph_constant(array)
+            return graph_constant(contiguous(np.transpose(self.constant, order)))
         if order == self.order:
             return self.tensor
         permutation = [self.order.index(axis) for axis in order]
@@ -158,6 +157,11 @@ class Value:
         if spec.count(None) > 1:
             return tf.transpose(self.tensor, [self.order.index(axis) for axis in order])
         return tf.reshape(self.tensor, [-1 if dim is None else dim for dim in spec])
+
+
+def contiguous(array: np.ndarray) -> np.ndarray:
+    """A C-ordered array of the same rank (numpy.ascontiguousarray turns a scalar into a vector)."""
+    return np.ascontiguousarray(array) if array.ndim else array
 
 
 def graph_constant(array: np.ndarray) -> Any:
