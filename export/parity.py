@@ -35,7 +35,8 @@ _NUM_WORST = 5
 
 def spread(reference: np.ndarray) -> float:
     """The unit of every error: standard deviation of logits [N, C] between images, averaged over classes."""
-    return float(np.mean(np.std(np.asarray(reference, dtype=np.float64), axis=0)))
+    with np.errstate(invalid="ignore"):
+        return float(np.mean(np.std(np.asarray(reference, dtype=np.float64), axis=0)))
 
 
 def image_errors(reference: np.ndarray, candidate: np.ndarray, *, unit: float | None = None) -> np.ndarray:
@@ -96,8 +97,9 @@ def decision_agreement(
 def log_softmax(logits: np.ndarray) -> np.ndarray:
     """Log-probabilities float64 [N, C] of logits [N, C]."""
     shifted = np.asarray(logits, dtype=np.float64)
-    shifted = shifted - shifted.max(axis=1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    with np.errstate(invalid="ignore"):
+        shifted = shifted - shifted.max(axis=1, keepdims=True)
+        return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
 
 def comparable_logits(logits: np.ndarray, *, head: str) -> np.ndarray:
