@@ -283,6 +283,8 @@ def _staging(parent: Path, name: str) -> Iterator[Path]:
     first."""
     for leftover in (*parent.glob(f".{name}.old-*"), parent / f".{name}.new"):
         shutil.rmtree(leftover, ignore_errors=True)
-    with staging_directory(parent / f".{name}.new") as staging:
-        yield staging
-    shutil.rmtree(parent / f".{name}.new", ignore_errors=True)
+    try:
+        with staging_directory(parent / f".{name}.new") as staging:
+            yield staging
+    finally:
+        shutil.rmtree(parent / f".{name}.new", ignore_errors=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from isthmus.training.interrupt import stop_requests
 from isthmus.training.loop import Trainer, evaluate
 from isthmus.training.memory import out_of_memory_is_one_line
 from isthmus.training.model import create_model, data_config
+from isthmus.training.progress import progress_bar
 from isthmus.training.settings import create_optimizer, create_scheduler, resolve_device
 from isthmus.training.unfinished import Progress
 
@@ -90,23 +90,15 @@ class Fit:
         Raises TrainingInterruptedError on SIGTERM and Ctrl-C: what `save` wrote last is where to continue.
         """
         from timm.utils import random_seed
-        from tqdm import tqdm
-        from tqdm.contrib.logging import logging_redirect_tqdm
 
         updates_per_epoch = len(self.train_loader)
         if self.scheduler is not None and progress.epochs_done:
             self.scheduler.step_update(progress.epochs_done * updates_per_epoch)
         val = self._evaluation("val")
-        bar = tqdm(
-            total=self.config.epochs * updates_per_epoch,
-            initial=progress.epochs_done * updates_per_epoch,
-            desc="training",
-            unit="step",
-            file=sys.stderr,
-            disable=None,
+        steps = progress_bar(
+            total=self.config.epochs * updates_per_epoch, initial=progress.epochs_done * updates_per_epoch
         )
-        loggers = [logging.getLogger(), logging.getLogger("isthmus")]
-        with bar, logging_redirect_tqdm(loggers), stop_requests() as stop, self._one_line_memory():
+        with steps as bar, stop_requests() as stop, self._one_line_memory():
             trainer = self._trainer(bar, stop.check)
             for epoch in range(progress.epochs_done, self.config.epochs):
                 started = time.perf_counter()
@@ -140,10 +132,13 @@ class Fit:
 
     def best_model(self, progress: Progress) -> torch.nn.Module:
         """The trained module with the weights that are kept, in eval mode, on the training device."""
+        import torch
+
         assert progress.best is not None
         model: torch.nn.Module = self.task.get_trainable_module()
         model.load_state_dict(progress.best["state_dict"])
-        return model.eval()
+        # safetensors writes contiguous tensors only, which channels_last weights are not.
+        return model.to(memory_format=torch.contiguous_format).eval()
 
     def _validate(self, val: tuple[Any, torch.Tensor], epoch: int, progress: Progress) -> dict[str, float]:
         """Validate the weights and their moving average; the better of them may become what is kept."""

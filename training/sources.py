@@ -106,9 +106,7 @@ def read_idx(path: Path) -> "np.ndarray":
     shape = np.frombuffer(content, ">u4", count=rank, offset=4).astype(int)
     values = np.frombuffer(content, np.uint8, offset=4 + 4 * rank)
     if values.size != shape.prod():
-        raise TrainingError(
-            f"{path} announces {shape.prod()} values and holds {values.size}; install it again"
-        )
+        raise TrainingError(f"{path} is cut short: {values.size} of {shape.prod()} values; install it again")
     return values.reshape(shape)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -44,7 +43,7 @@ class Run:
         metrics: Mapping[str, float],
         tags: Mapping[str, str],
     ) -> str:
-        """Store the model (fp32, on the CPU) as a LoggedModel with its signature; returns the model id."""
+        """Store the model (moved to the CPU) as a LoggedModel with its signature; returns the model id."""
         import numpy as np
         from mlflow.models import ModelSignature
         from mlflow.types import Schema, TensorSpec
@@ -58,20 +57,19 @@ class Run:
             inputs=Schema([TensorSpec(floats, (-1, *input_size), name=None)]),
             outputs=Schema([TensorSpec(floats, (-1, num_classes), name=None)]),
         )
-        with warnings.catch_warnings():
-            # MLflow warns that it pickles; the checkpoint is safetensors, this is a copy for mlflow.pytorch.
-            warnings.simplefilter("ignore")
-            info = mlflow.pytorch.log_model(
-                model,
-                name="torch",
-                signature=signature,
-                # Given, so that MLflow does not load the model in another process to find out.
-                pip_requirements=[f"{name}=={version}" for name, version in versions.items()],
-                model_type="torch",
-                # MLflow's other format traces the model with torch.export, which not every timm model survives.
-                serialization_format="pickle",
-                tags=tracking.prefixed({"format": "torch", "checkpoint": str(path), **tags}),
-            )
+        # MLflow warns that it pickles. The checkpoint is safetensors; this is a copy for mlflow.pytorch,
+        # whose other format traces the model with torch.export, and not every timm model survives that.
+        logging.getLogger("mlflow.pytorch").setLevel(logging.ERROR)
+        info = mlflow.pytorch.log_model(
+            model.cpu(),
+            name="torch",
+            signature=signature,
+            # Given, so that MLflow does not load the model in another process to find out.
+            pip_requirements=[f"{name}=={version}" for name, version in versions.items()],
+            model_type="torch",
+            serialization_format="pickle",
+            tags=tracking.prefixed({"format": "torch", "checkpoint": str(path), **tags}),
+        )
         model_id = str(info.model_id)
         tracking.log_metrics(self.run_id, metrics, model_id=model_id, dataset=self.dataset)
         tracking.log_tags(self.run_id, {"checkpoint": str(path), **tags})

@@ -267,6 +267,8 @@ def _plain(value: Any) -> Any:
     """Dataclasses, paths and tuples as the JSON values that they mean."""
 
     def convert(other: Any) -> Any:
-        return dataclasses.asdict(other) if dataclasses.is_dataclass(other) else str(other)
+        if dataclasses.is_dataclass(other) and not isinstance(other, type):
+            return dataclasses.asdict(other)
+        return str(other)
 
     return json.loads(json.dumps(value, default=convert))
