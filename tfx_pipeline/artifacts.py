@@ -32,7 +32,7 @@ class Verdict:
     """What a gate found."""
 
     passed: bool
-    """False also where the gate could not run."""
+    """A gate that could not run leaves no verdict: it raises, so that nothing is cached and nothing goes on."""
 
     summary: str
     """A few words for the line that a person sees."""
@@ -57,11 +57,3 @@ class Verdict:
         """The verdict in an artifact."""
         with fileio.open(os.path.join(artifact.uri, VERDICT_FILE), "r") as file:
             return cls(**json.loads(file.read()))
-
-
-def could_not_run(error: Exception) -> Verdict:
-    """The verdict of a gate that broke: it has failed."""
-    text = " ".join(str(error).split())[:500] or "no text"
-    return Verdict(
-        passed=False, summary="could not run", reasons=[f"it could not run: {type(error).__name__}: {text}"]
-    )

@@ -7,7 +7,6 @@ covers. The last one also says that the pipeline evaluates on the very images th
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,10 +22,8 @@ from tfx.types.component_spec import ChannelParameter, ComponentSpec, ExecutionP
 from isthmus.export import parity
 from isthmus.export.config import GateConfig
 from isthmus.export.reference import Reference
-from isthmus.tfx_pipeline.artifacts import ParityReport, Verdict, could_not_run
+from isthmus.tfx_pipeline.artifacts import ParityReport, Verdict
 from isthmus.tfx_pipeline.model_artifact import broken_files, manifest_of, reference_of, saved_model_of
-
-logger = logging.getLogger(__name__)
 
 _BATCH_SIZES = (1, 3, 16)
 
@@ -129,7 +126,7 @@ def covering_records(
 
 
 class Executor(base_executor.BaseExecutor):
-    """Writes the verdict; never raises for a bad model, so that the reasons reach the Pusher."""
+    """Writes the verdict. Raises when it cannot measure; a model that is merely wrong is a verdict."""
 
     def Do(  # noqa: N802 - TFX's name
         self,
@@ -139,12 +136,7 @@ class Executor(base_executor.BaseExecutor):
     ) -> None:
         """Measure and write `verdict.json` and the property `blessed`."""
         (report,) = output_dict["parity"]
-        try:
-            verdict = self._verdict(input_dict["model"][0], input_dict["examples"][0], exec_properties)
-        except Exception as error:
-            logger.debug("parity could not be measured", exc_info=True)
-            verdict = could_not_run(error)
-        verdict.write(report)
+        self._verdict(input_dict["model"][0], input_dict["examples"][0], exec_properties).write(report)
 
     def _verdict(
         self, model: types.Artifact, examples: types.Artifact, exec_properties: dict[str, Any]

@@ -17,6 +17,8 @@ import numpy as np
 import tensorflow as tf
 from tensorflow_serving.apis import get_model_metadata_pb2, predict_pb2, prediction_service_pb2_grpc
 
+from isthmus.tfx_pipeline.errors import PipelineError
+
 _MAX_MESSAGE_BYTES = 1 << 30
 
 
@@ -96,6 +98,8 @@ class RestQuestions:
         except urllib.error.HTTPError as error:
             with error:
                 raise RestRefusal(error.code, error.read().decode(errors="replace")[:500]) from None
+        except OSError as error:
+            raise PipelineError(f"the server did not answer over REST: {error}") from error
 
 
 def _to_json(value: Any) -> Any:

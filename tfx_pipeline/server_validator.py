@@ -8,7 +8,6 @@ be refused without harm.
 from __future__ import annotations
 
 import json
-import logging
 import os
 import tempfile
 from collections.abc import Callable
@@ -28,12 +27,11 @@ from isthmus.export import parity
 from isthmus.export.config import GateConfig, Stage
 from isthmus.export.reference import Reference
 from isthmus.serving.process import ServerProcess
-from isthmus.tfx_pipeline.artifacts import Verdict, could_not_run
+from isthmus.tfx_pipeline.artifacts import Verdict
+from isthmus.tfx_pipeline.errors import PipelineError
 from isthmus.tfx_pipeline.model_artifact import manifest_of, reference_of, saved_model_of
 from isthmus.tfx_pipeline.parity_validator import inconsistent_answer
 from isthmus.tfx_pipeline.server_questions import GrpcQuestions, RestQuestions, RestRefusal
-
-logger = logging.getLogger(__name__)
 
 SIGNATURES = ("serving_default", "tensors", "examples", "classify", "manifest")
 _NO_IMAGE = b"this is no image"
@@ -160,7 +158,7 @@ def _first(reference: Reference, num_images: int) -> Reference:
 
 
 class Executor(base_executor.BaseExecutor):
-    """Writes the blessing; never raises for a bad model, so that the reasons reach the Pusher."""
+    """Writes the blessing. Raises when the server does not start or answer; wrong answers are a verdict."""
 
     def Do(  # noqa: N802 - TFX's name
         self,
@@ -168,13 +166,19 @@ class Executor(base_executor.BaseExecutor):
         output_dict: dict[str, list[types.Artifact]],
         exec_properties: dict[str, Any],
     ) -> None:
-        """Write `INFRA_BLESSED` or `INFRA_NOT_BLESSED`, `verdict.json` and the property `blessed`."""
+        """Write `INFRA_BLESSED` or `INFRA_NOT_BLESSED`, `verdict.json` and the property `blessed`.
+
+        Raises:
+            ServingError: The server does not load the model, or dies.
+            PipelineError: It does not answer a request that it should answer.
+        """
         (blessing,) = output_dict["blessing"]
         try:
             verdict = self._verdict(input_dict["model"][0], exec_properties)
-        except Exception as error:
-            logger.debug("the server could not be asked", exc_info=True)
-            verdict = could_not_run(error)
+        except grpc.RpcError as error:
+            raise PipelineError(f"the server answered {error.code().name}: {error.details()}") from error
+        except RestRefusal as error:
+            raise PipelineError(f"the server refused a good request over REST: {error}") from error
         verdict.write(blessing)
         flag = "INFRA_BLESSED" if verdict.passed else "INFRA_NOT_BLESSED"
         with fileio.open(os.path.join(blessing.uri, flag), "w") as file:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,18 +12,31 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
+from tfx.dsl.components.base import base_beam_executor, base_executor
+from tfx.types import standard_artifacts
+from tfx.types.artifact import Artifact
 
 from isthmus.export import bundle as bundles
 from isthmus.export.reference import Reference
+from isthmus.export.tf_half import saving
 from isthmus.lineage.files import sha256_file, tree_digest, write_json
+from isthmus.tfx_pipeline import bundle_importer, image_example_gen
 
 LABELS = ["blue", "green", "red"]
 SIZE = 8
 MEAN, STD = np.float32(0.5), np.float32(0.25)
+PREPROCESSING = {
+    "input_size": [3, SIZE, SIZE],
+    "interpolation": "bicubic",
+    "mean": [float(MEAN)] * 3,
+    "std": [float(STD)] * 3,
+    "crop_pct": 1.0,
+    "crop_mode": "center",
+}
 NUM_IMAGES = {"train": 16, "val": 6, "test": 10}
 
 Quality = Literal["good", "bad"]
-Fault = Literal["swapped channels", "wrong normalisation", "crash"]
+Fault = Literal["swapped channels", "wrong normalisation", "dies at batch 7"]
 
 
 def write_image_folder(root: Path) -> Path:
@@ -64,85 +78,37 @@ def _weights(quality: Quality) -> np.ndarray:
     return weights
 
 
-class LinearModel(tf.Module):
-    """The SavedModel of a bundle: every signature of the contract around a linear classifier of mean colours."""
+def _logits_fn(weights: np.ndarray, fault: Fault | None) -> Callable[[tf.Tensor], tf.Tensor]:
+    """What lowering gives for a model: float32 [N, H, W, 3] (NHWC, preprocessed) -> logits float32 [N, C]."""
 
-    def __init__(self, weights: np.ndarray, *, manifest_file: Path, fault: Fault | None) -> None:
-        super().__init__()
-        self.weights = tf.constant(weights)
-        self.labels = tf.constant(LABELS)
-        self.fault = fault
-        self.manifest_file = tf.saved_model.Asset(str(manifest_file))
+    def logits(images: tf.Tensor) -> tf.Tensor:
+        if fault == "swapped channels":
+            images = images[..., ::-1]
+        if fault == "dies at batch 7":
+            images = tf.cond(tf.equal(tf.shape(images)[0], 7), lambda: _abort(images), lambda: images)
+        return tf.linalg.matmul(tf.reduce_mean(images, axis=[1, 2]), tf.constant(weights), transpose_b=True)
 
-    def logits(self, images: tf.Tensor) -> tf.Tensor:
-        if self.fault == "crash":
-            images = tf.py_function(lambda x: x, [images], tf.float32)
-            images.set_shape([None, SIZE, SIZE, 3])
-        return tf.linalg.matmul(tf.reduce_mean(images, axis=[1, 2]), self.weights, transpose_b=True)
-
-    def preprocess(self, encoded: tf.Tensor) -> tf.Tensor:
-        def decode(one: tf.Tensor) -> tf.Tensor:
-            return tf.ensure_shape(tf.io.decode_png(one, channels=3), [SIZE, SIZE, 3])
-
-        pixels = tf.map_fn(decode, encoded, fn_output_signature=tf.TensorSpec([SIZE, SIZE, 3], tf.uint8))
-        if self.fault == "swapped channels":
-            pixels = pixels[..., ::-1]
-        scaled = tf.cast(pixels, tf.float32) / 255.0
-        return scaled if self.fault == "wrong normalisation" else (scaled - MEAN) / STD
-
-    def answer(self, logits: tf.Tensor) -> dict[str, tf.Tensor]:
-        class_id = tf.argmax(logits, axis=-1, output_type=tf.int64)
-        return {
-            "probabilities": tf.nn.softmax(logits),
-            "class_id": class_id,
-            "label": tf.gather(self.labels, class_id),
-        }
-
-    def encoded_of(self, examples: tf.Tensor) -> tf.Tensor:
-        return tf.io.parse_example(examples, {"image/encoded": tf.io.FixedLenFeature([], tf.string)})[
-            "image/encoded"
-        ]
-
-    def signatures(self) -> dict[str, Any]:
-        strings = tf.TensorSpec([None], tf.string)
-
-        def function(name: str, spec: tf.TensorSpec) -> Callable[[Callable[..., Any]], Any]:
-            named = tf.TensorSpec(spec.shape, spec.dtype, name=name)
-            return lambda body: tf.function(body, input_signature=[named])
-
-        def examples(examples: tf.Tensor) -> dict[str, tf.Tensor]:
-            logits = self.logits(self.preprocess(self.encoded_of(examples)))
-            return {**self.answer(logits), "logits": logits}
-
-        def classify(inputs: tf.Tensor) -> dict[str, tf.Tensor]:
-            logits = self.logits(self.preprocess(self.encoded_of(inputs)))
-            classes = tf.tile(self.labels[tf.newaxis], [tf.shape(logits)[0], 1])
-            return {"classes": classes, "scores": tf.nn.softmax(logits)}
-
-        def manifest(inputs: tf.Tensor) -> dict[str, tf.Tensor]:
-            text = tf.strings.strip(tf.io.read_file(self.manifest_file))
-            return {"manifest": tf.fill(tf.shape(inputs), text)}
-
-        return {
-            "serving_default": function("image_bytes", strings)(
-                lambda image_bytes: self.answer(self.logits(self.preprocess(image_bytes)))
-            ),
-            "tensors": function("images", tf.TensorSpec([None, SIZE, SIZE, 3], tf.float32))(
-                lambda images: {"logits": self.logits(images)}
-            ),
-            "examples": function("examples", strings)(examples),
-            "classify": function("inputs", strings)(classify),
-            "manifest": function("inputs", strings)(manifest),
-        }
+    return logits
 
 
-def _save_model(target: Path, weights: np.ndarray, *, fault: Fault | None) -> None:
-    asset = target.parent / "manifest.json"
-    asset.write_text("{}")
-    module = LinearModel(weights, manifest_file=asset, fault=fault)
-    tf.saved_model.save(module, str(target), signatures=module.signatures())
-    asset.unlink()
-    (target / "fingerprint.pb").unlink()  # its content differs from save to save
+def _abort(images: tf.Tensor) -> tf.Tensor:
+    with tf.control_dependencies([tf.raw_ops.Abort(error_msg="as the test wants it")]):
+        return tf.identity(images)
+
+
+def _save_model(target: Path, images: Path, weights: np.ndarray, *, fault: Fault | None) -> None:
+    preprocessing = dict(PREPROCESSING)
+    if fault == "wrong normalisation":
+        preprocessing["mean"] = [0.0, 0.0, 0.0]
+    saving.save(
+        _logits_fn(weights, fault),
+        target=target,
+        preprocessing=preprocessing,
+        labels=LABELS,
+        head="single_label",
+        warmup_batch_sizes=(1,),
+        sample_images=[(images / "test" / "red" / "000.png").read_bytes()],
+    )
 
 
 def _reference(images: Path, weights: np.ndarray) -> Reference:
@@ -182,7 +148,7 @@ def _manifest(name: str, images: Path) -> dict[str, Any]:
             "head": "single_label",
             "labels": LABELS,
         },
-        "preprocessing": {"input_size": [3, SIZE, SIZE], "mean": [float(MEAN)] * 3, "std": [float(STD)] * 3},
+        "preprocessing": PREPROCESSING,
         "training": {
             "checkpoint_sha256": "1" * 64,
             "checkpoint": "checkpoint",
@@ -215,7 +181,7 @@ def build_bundle(
     """A bundle whose reference is right and whose SavedModel has at most one fault."""
     weights = _weights(quality)
     target.mkdir(parents=True)
-    _save_model(target / "saved_model", weights, fault=fault)
+    _save_model(target / "saved_model", images, weights, fault=fault)
     _reference(images, weights).save(target / "reference.npz")
     (target / "model.onnx").write_bytes(weights.tobytes())
     write_json(target / "parity.json", {"passed": True})
@@ -227,9 +193,7 @@ def build_bundle(
 
 
 @pytest.fixture(scope="session")
-def make_bundle(
-    shared_images: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Callable[..., Path]]:
+def make_bundle(shared_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Builds a bundle once per set of arguments; tests that change one copy it first."""
     made: dict[tuple[Any, ...], Path] = {}
 
@@ -240,4 +204,103 @@ def make_bundle(
             made[key] = build_bundle(folder, shared_images, quality=quality, fault=fault)
         return made[key]
 
-    yield make
+    return make
+
+
+def _execute(
+    executor_class: type[Any],
+    *,
+    inputs: dict[str, Artifact] | None = None,
+    outputs: dict[str, Artifact],
+    properties: dict[str, Any] | None = None,
+) -> None:
+    """Run a component's executor as a launcher does: one artifact per key, the output folders made."""
+    for artifact in outputs.values():
+        Path(artifact.uri).mkdir(parents=True, exist_ok=True)
+    if issubclass(executor_class, base_beam_executor.BaseBeamExecutor):
+        context = base_beam_executor.BaseBeamExecutor.Context(
+            beam_pipeline_args=["--direct_running_mode=in_memory", "--direct_num_workers=1"]
+        )
+    else:
+        context = base_executor.BaseExecutor.Context()
+    executor_class(context).Do(
+        {key: [artifact] for key, artifact in (inputs or {}).items()},
+        {key: [artifact] for key, artifact in outputs.items()},
+        dict(properties or {}),
+    )
+
+
+def _artifact_at(artifact_class: type[Artifact], uri: Path) -> Any:
+    """A fresh artifact of a type, with its folder."""
+    artifact = artifact_class()
+    artifact.uri = str(uri)
+    return artifact
+
+
+def _ingest(
+    root: Path, target: Path, *, labels: list[str] = LABELS, **properties: Any
+) -> standard_artifacts.Examples:
+    """Run ImageExampleGen on an image folder."""
+    examples = _artifact_at(standard_artifacts.Examples, target)
+    defaults = {
+        "input_base": str(root),
+        "splits": '["train", "val", "test"]',
+        "labels": json.dumps(labels),
+        "on_corrupt": "fail",
+        "max_corrupt_share": 0.01,
+    }
+    _execute(
+        image_example_gen.Executor, outputs={"examples": examples}, properties={**defaults, **properties}
+    )
+    return examples
+
+
+@pytest.fixture(scope="session")
+def examples(shared_images: Path, tmp_path_factory: pytest.TempPathFactory) -> standard_artifacts.Examples:
+    """The image folder as Examples."""
+    return _ingest(shared_images, tmp_path_factory.mktemp("examples") / "1")
+
+
+def _import(bundle: Path, target: Path) -> standard_artifacts.Model:
+    """Run BundleImporter on a bundle."""
+    model = _artifact_at(standard_artifacts.Model, target)
+    _execute(bundle_importer.Executor, outputs={"model": model}, properties={"bundle": str(bundle)})
+    return model
+
+
+@pytest.fixture
+def make_model(make_bundle: Callable[..., Path], tmp_path: Path) -> Callable[..., standard_artifacts.Model]:
+    """Builds a bundle (see `make_bundle`) and imports it."""
+
+    def make(**arguments: Any) -> standard_artifacts.Model:
+        bundle = make_bundle(**arguments)
+        return _import(bundle, tmp_path / f"model-{bundle.parent.name}")
+
+    return make
+
+
+# Tests cannot import a conftest.py: what they call comes as fixtures.
+
+
+@pytest.fixture(scope="session")
+def execute() -> Callable[..., None]:
+    """See `_execute`."""
+    return _execute
+
+
+@pytest.fixture(scope="session")
+def artifact_at() -> Callable[..., Any]:
+    """See `_artifact_at`."""
+    return _artifact_at
+
+
+@pytest.fixture(scope="session")
+def ingest() -> Callable[..., standard_artifacts.Examples]:
+    """See `_ingest`."""
+    return _ingest
+
+
+@pytest.fixture(scope="session")
+def import_bundle() -> Callable[..., standard_artifacts.Model]:
+    """See `_import`."""
+    return _import
