@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,8 +62,11 @@ def quiet_mlflow() -> None:
 
     import mlflow  # noqa: F401
 
+    # Of MLflow's own chat types, when mlflow.pyfunc is imported; nothing a user could do about.
+    warnings.filterwarnings("ignore", message=".*type hint is inferred as AnyType", category=UserWarning)
     # Somebody may have imported MLflow before us: decide again.
     set_telemetry_client()
+    logging.getLogger("mlflow").setLevel(os.environ["MLFLOW_LOGGING_LEVEL"])
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow.utils.git_utils").setLevel(logging.ERROR)
 
@@ -96,8 +100,8 @@ def connect(home: Path, tracking_uri: str | None = None) -> mlflow.MlflowClient:
         os.environ.pop("MLFLOW_TRACKING_URI", None)
     else:
         os.environ["MLFLOW_TRACKING_URI"] = before
-    client = mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
     try:
+        client = mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
         client.get_experiment("0")
     except mlflow.MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
