@@ -136,7 +136,7 @@ def read_graph(path: Path) -> Graph:
 
     try:
         model = onnx.load(str(path))
-    except Exception as error:  # noqa: BLE001 - protobuf, OS and onnx's own errors all mean the same here
+    except Exception as error:
         raise LoweringError(
             f"{path} is not a readable ONNX model: {type(error).__name__}: {error}"
         ) from error

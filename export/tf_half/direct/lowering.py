@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -20,7 +19,7 @@ from isthmus.export.tf_half.direct import fusions, operators
 from isthmus.export.tf_half.direct.errors import LoweringError
 from isthmus.export.tf_half.direct.graph import Dims, Fact, Graph, GraphInput, Node, read_graph, static_dims
 from isthmus.export.tf_half.direct.registry import handler_for
-from isthmus.export.tf_half.direct.values import Run, Value, channels_last, current_run
+from isthmus.export.tf_half.direct.values import Order, Run, Value, channels_last, current_run
 
 # Two sizes that no exporter bakes in by accident; tracing used 2, an image has 1 or 3 channels.
 PROBED_BATCH_SIZES = (5, 7)
@@ -28,31 +27,55 @@ PROBED_BATCH_SIZES = (5, 7)
 operators.register_all()
 
 
+class GraphFunction:
+    """An ONNX graph as a function of tensors: `function({name: tensor})` emits it into the current TensorFlow graph.
+
+    Any number of inputs and outputs of any rank; an input may have its first axis open, which is then the batch.
+    """
+
+    def __init__(self, graph: Graph, orders: Mapping[str, Order] | None = None) -> None:
+        """`orders`: the axis order of inputs that are not given in ONNX's own."""
+        self.graph = graph
+        self.orders = {
+            entry.name: tuple((orders or {}).get(entry.name, range(len(entry.shape or ()))))
+            for entry in graph.inputs
+        }
+        probe(graph, self.orders)
+        fusions.fuse(graph)
+
+    def __call__(self, feeds: Mapping[str, tf.Tensor]) -> list[tf.Tensor]:
+        """The outputs, in ONNX's axis order."""
+        values = {name: Value.of(feeds[name], order) for name, order in self.orders.items()}
+        batched = [
+            values[entry.name] for entry in self.graph.inputs if entry.shape and entry.shape[0] is None
+        ]
+        batch = tf.shape(batched[0].tensor)[batched[0].axis(0)] if batched else None
+        with _running(Run(batch_sizes=PROBED_BATCH_SIZES, batch=batch)):
+            return [value.logical() for value in emit(self.graph, values)]
+
+
 class LoweredGraph:
-    """`images` float32 [N, H, W, C] -> `logits` float32 [N, num_classes], for any N. Trace it inside a tf.function."""
+    """`images` float32 [N, H, W, C] -> `logits` float32 [N, num_classes], for any N.
+
+    Trace it inside a tf.function.
+    """
 
     def __init__(self, graph: Graph) -> None:
-        self.graph = graph
-        self.input = _single_image_input(graph)
+        self._input = _single_image_input(graph)
         if len(graph.outputs) != 1:
             raise LoweringError(
                 f"the ONNX model has {len(graph.outputs)} outputs; exactly one (the logits) is served"
             )
-        _, channels, height, width = self.input.shape or (None,) * 4
+        _, channels, height, width = self._input.shape or (None,) * 4
         self.image_shape = (height, width, channels)
-        probe(graph, self.input, channels_last(4))
-        fusions.fuse(graph)
+        self._function = GraphFunction(graph, {self._input.name: channels_last(4)})
 
     @tf.autograph.experimental.do_not_convert
     def __call__(self, images: tf.Tensor) -> tf.Tensor:
         """Emit the graph; see the class's docstring."""
         images = tf.ensure_shape(tf.convert_to_tensor(images, tf.float32), [None, *self.image_shape])
-        batch = tf.shape(images)[0]
-        run = Run(batch_sizes=PROBED_BATCH_SIZES, batch=batch)
-        feed = Value.of(images, channels_last(4))
-        with _running(run):
-            outputs = emit(self.graph, {self.input.name: feed})
-            return outputs[0].logical()
+        (logits,) = self._function({self._input.name: images})
+        return logits
 
 
 def lower_graph(onnx_path: Path | str) -> LoweredGraph:
@@ -73,11 +96,13 @@ def _single_image_input(graph: Graph) -> GraphInput:
     image = graph.inputs[0]
     if image.shape is None or len(image.shape) != 4 or None in image.shape[1:] or image.dtype != np.float32:
         raise LoweringError(
-            f"ONNX input {image.name!r} is {image.dtype} {image.shape}; expected float32 [N, C, H, W] with fixed C, H, W"
+            f"ONNX input {image.name!r} is {image.dtype} {image.shape}; "
+            "expected float32 [N, C, H, W] with fixed C, H, W"
         )
     if image.shape[0] is not None:
         raise LoweringError(
-            f"ONNX input {image.name!r} has a fixed batch of {image.shape[0]}; export it with a dynamic batch axis"
+            f"ONNX input {image.name!r} has a fixed batch of {image.shape[0]}; "
+            "export it with a dynamic batch axis"
         )
     return image
 
@@ -91,23 +116,29 @@ def _running(run: Run) -> Iterator[None]:
         current_run.reset(token)
 
 
-def probe(graph: Graph, image: GraphInput, order: Sequence[int]) -> None:
+def probe(graph: Graph, orders: Mapping[str, Order]) -> None:
     """Fill `graph.facts` by walking the graph at each of PROBED_BATCH_SIZES, and drop what turned out constant."""
-    assert image.shape is not None
     invariant: dict[str, np.ndarray] = dict(graph.constants)
     walks: list[dict[str, Value]] = []
     for batch_size in PROBED_BATCH_SIZES:
-        shape = [batch_size, *image.shape[1:]]
         # A FuncGraph, unlike tf.Graph, lets tf.init_scope evaluate constants eagerly from inside.
         probed = tf.__internal__.FuncGraph("probe")
         with probed.as_default(), _running(Run(batch_sizes=(batch_size,), probing=True)):
-            stored = [shape[axis] for axis in order]
-            feed = Value.of(tf.raw_ops.Placeholder(dtype=tf.float32, shape=stored), order)
-            walks.append(_walk(graph, {image.name: feed}, invariant))
+            feeds = {entry.name: _probe_feed(entry, batch_size, orders[entry.name]) for entry in graph.inputs}
+            walks.append(_walk(graph, feeds, invariant))
     graph.facts = {name: _compare(name, [walk[name] for walk in walks]) for name in walks[0]}
     for node in graph.nodes:
         node.out_dims = tuple(graph.facts[name].dims if name else () for name in node.outputs)
     settle_constants(graph)
+
+
+def _probe_feed(entry: GraphInput, batch_size: int, order: Order) -> Value:
+    shape = entry.shape
+    if shape is None or None in shape[1:]:
+        raise LoweringError(f"ONNX input {entry.name!r} has shape {shape}; only the first axis may be open")
+    sizes = [batch_size if size is None else size for size in shape]
+    stored = [sizes[axis] for axis in order]
+    return Value.of(tf.raw_ops.Placeholder(dtype=tf.as_dtype(entry.dtype), shape=stored), order)
 
 
 def settle_constants(graph: Graph) -> None:
