@@ -41,9 +41,7 @@ def _png(encoded: tf.Tensor) -> tf.Tensor:
         return tf.repeat(tf.cast(gray, tf.uint8), 3, axis=-1)
 
     depth, color_type = _byte(encoded, 24), _byte(encoded, 25)
-    return tf.cond(
-        (depth == 16) & (color_type == 0), gray16, lambda: tf.io.decode_png(encoded, channels=3)
-    )
+    return tf.cond((depth == 16) & (color_type == 0), gray16, lambda: tf.io.decode_png(encoded, channels=3))
 
 
 def _webp(encoded: tf.Tensor) -> tf.Tensor:

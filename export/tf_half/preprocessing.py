@@ -160,7 +160,9 @@ class Preprocessing:
         The graph fails with INVALID_ARGUMENT, naming every image of the batch that does not decode.
         """
         recipe = self.recipe
-        return _each(lambda one: transform(decoding.decode(one), recipe), encoded, recipe.height, recipe.width)
+        return _each(
+            lambda one: transform(decoding.decode(one), recipe), encoded, recipe.height, recipe.width
+        )
 
     def normalize(self, pixels: tf.Tensor) -> tf.Tensor:
         """uint8 [..., 3] to float32, the model's input."""
@@ -173,9 +175,7 @@ class Preprocessing:
         return self.normalize(self.pixels(encoded))
 
 
-def _each(
-    one: Callable[[tf.Tensor], tf.Tensor], encoded: tf.Tensor, height: int, width: int
-) -> tf.Tensor:
+def _each(one: Callable[[tf.Tensor], tf.Tensor], encoded: tf.Tensor, height: int, width: int) -> tf.Tensor:
     """`one` of every element, side by side; the elements for which it fails are named in one error.
 
     A graph has no `try`. A tf.data pipeline inside of it has: it leaves failing elements out, and the index that

@@ -24,7 +24,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -96,20 +96,19 @@ FILTERS: dict[str, Filter] = {
 INTERPOLATIONS = ("nearest", *FILTERS)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Taps:
+class _Taps(NamedTuple):
     """Where each output position of one axis reads, and with what weights, in blocks of `BLOCK` positions."""
 
+    # int64 scalar: first input position that any block reads.
     start: tf.Tensor
-    """int64 scalar: first input position that any block reads."""
+    # int64 scalar: one past the last.
     stop: tf.Tensor
-    """int64 scalar: one past the last."""
+    # int64 [num_blocks, window]: input positions of each block, clipped to [start, stop).
     window: tf.Tensor
-    """int64 [num_blocks, window]: input positions of each block, clipped to [start, stop)."""
+    # float64 [num_blocks, BLOCK, window]: Pillow's 22-bit weights, integers; 0 outside a position's own taps.
     fixed: tf.Tensor
-    """float64 [num_blocks, BLOCK, window]: Pillow's 22-bit weights, integers; 0 outside a position's own taps."""
+    # int64 scalar: the most taps that one position has.
     num_taps: tf.Tensor
-    """int64 scalar: the most taps that one position has."""
 
 
 def _taps(positions: tf.Tensor, *, in_length: tf.Tensor, out_length: tf.Tensor, filter_: Filter) -> _Taps:
@@ -169,7 +168,7 @@ def _resample_rows(source: tf.Tensor, taps: _Taps) -> tf.Tensor:
         lambda: _float64_pass(source, window, taps.fixed),
     )
     # The cast cuts towards zero, which is the floor of what is not negative.
-    clipped = tf.cast(tf.clip_by_value(level, 0.0, 255.0), tf.uint8)
+    clipped = tf.cast(tf.raw_ops.ClipByValue(t=level, clip_value_min=0.0, clip_value_max=255.0), tf.uint8)
     return tf.reshape(clipped, [-1, tf.shape(source)[1]])
 
 
@@ -252,11 +251,14 @@ def resize_at(
     down = _taps(_padded(rows), in_length=height, out_length=resized[0], filter_=filter_)
     across = _taps(_padded(columns), in_length=width, out_length=resized[1], filter_=filter_)
     image = image[down.start : down.stop, across.start : across.stop]
-    # Pillow 12.2 and later, `Image.resize`: images a hundred times taller than wide are shrunk vertically first.
+    # Pillow 12 (`Image.resize`) shrinks an image more than a hundred times taller than wide vertically first: here
+    # that is the other order on the transposed image.
     tall = (height > width * 100) & (resized[0] < height)
-    result = tf.cond(
+    first, second, image = tf.cond(
         tall,
-        lambda: _horizontal(_vertical(image, down), across),
-        lambda: _vertical(_horizontal(image, across), down),
+        lambda: (down, across, tf.transpose(image, [1, 0, 2])),
+        lambda: (across, down, tf.identity(image)),
     )
-    return tf.ensure_shape(result[: rows.shape[0], : columns.shape[0]], [rows.shape[0], columns.shape[0], 3])
+    image = _vertical(_horizontal(image, first), second)
+    image = tf.cond(tall, lambda: tf.transpose(image, [1, 0, 2]), lambda: tf.identity(image))
+    return tf.ensure_shape(image[: rows.shape[0], : columns.shape[0]], [rows.shape[0], columns.shape[0], 3])

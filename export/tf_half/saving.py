@@ -109,7 +109,9 @@ def _write(
 def _check_labels(labels: Sequence[str]) -> None:
     broken = [label for label in labels if "\n" in label or "\r" in label]
     if broken:
-        raise ExportError(f"label {broken[0]!r} has a line break: labels.txt holds one label a line. Rename it")
+        raise ExportError(
+            f"label {broken[0]!r} has a line break: labels.txt holds one label a line. Rename it"
+        )
 
 
 def _check_logits(logits: Any, labels: Sequence[str]) -> None:

@@ -45,16 +45,23 @@ def frozen(logits_fn: Callable[[tf.Tensor], tf.Tensor], *, height: int, width: i
     return convert_variables_to_constants_v2(traced)
 
 
-def _text_table(asset: tf.saved_model.Asset) -> tf.lookup.StaticHashTable:
-    """Line number to line of a text asset; an empty text where there is no such line."""
-    lines = tf.lookup.TextFileInitializer(
-        asset,
-        key_dtype=tf.int64,
-        key_index=tf.lookup.TextFileIndex.LINE_NUMBER,
-        value_dtype=tf.string,
-        value_index=tf.lookup.TextFileIndex.WHOLE_LINE,
-    )
-    return tf.lookup.StaticHashTable(lines, default_value="")
+class _Lines(tf.lookup.TextFileInitializer):
+    """Line number to line of a text asset."""
+
+    def __init__(self, asset: tf.saved_model.Asset, name: str) -> None:
+        self._name_in_graph = name
+        super().__init__(
+            asset,
+            key_dtype=tf.int64,
+            key_index=tf.lookup.TextFileIndex.LINE_NUMBER,
+            value_dtype=tf.string,
+            value_index=tf.lookup.TextFileIndex.WHOLE_LINE,
+        )
+
+    @property
+    def _shared_name(self) -> str:
+        # TensorFlow's own name for it holds the asset's address in memory, different in every run.
+        return f"lines_of_{self._name_in_graph}"
 
 
 class ServedModel(tf.Module):
@@ -86,18 +93,21 @@ class ServedModel(tf.Module):
         self._height, self._width = preprocessing.height, preprocessing.width
         self._labels_asset = tf.saved_model.Asset(str(labels_file))
         self._manifest_asset = tf.saved_model.Asset(str(manifest_file))
-        self._labels = _text_table(self._labels_asset)
-        self._manifest = _text_table(self._manifest_asset)
+        self._labels = tf.lookup.StaticHashTable(_Lines(self._labels_asset, "labels"), "")
+        self._manifest = tf.lookup.StaticHashTable(_Lines(self._manifest_asset, "manifest"), "")
 
-        def preprocess(image_bytes: tf.Tensor) -> tf.Tensor:
-            return preprocessing.images(image_bytes)
-
-        self._preprocess = tf.function(
-            preprocess, input_signature=[tf.TensorSpec([None], tf.string)], autograph=False
-        )
+        # Traced once: the signatures share it, and it is saved once. It is reachable on a loaded model too, so
+        # that the pixels of the very artifact can be compared: tf.saved_model.load(...).pixels(encoded).
+        spec = tf.TensorSpec([None], tf.string, name="image_bytes")
+        self.pixels = tf.function(preprocessing.pixels, input_signature=[spec], autograph=False)
+        self._pixels = self.pixels.get_concrete_function()
+        self._normalize = preprocessing.normalize
 
     def _logits_of(self, images: tf.Tensor) -> tf.Tensor:
         return tf.ensure_shape(self._logits(images)[0], [None, self._num_classes])
+
+    def _logits_of_bytes(self, encoded: tf.Tensor) -> tf.Tensor:
+        return self._logits_of(self._normalize(self._pixels(encoded)))
 
     def _scores(self, logits: tf.Tensor) -> tf.Tensor:
         return tf.sigmoid(logits) if self._head == "multi_label" else tf.nn.softmax(logits)
@@ -112,13 +122,13 @@ class ServedModel(tf.Module):
 
     def _logits_of_examples(self, examples: tf.Tensor) -> tf.Tensor:
         parsed = tf.io.parse_example(examples, {IMAGE_FEATURE: tf.io.FixedLenFeature([], tf.string)})
-        return self._logits_of(self._preprocess(parsed[IMAGE_FEATURE]))
+        return self._logits_of_bytes(parsed[IMAGE_FEATURE])
 
     def signatures(self) -> dict[str, Any]:
         """Concrete functions by signature name, for `tf.saved_model.save`."""
 
         def serving_default(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
-            return self._answer(self._logits_of(self._preprocess(image_bytes)))
+            return self._answer(self._logits_of_bytes(image_bytes))
 
         def tensors(images: tf.Tensor) -> dict[str, tf.Tensor]:
             return {"logits": self._logits_of(images)}

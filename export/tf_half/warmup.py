@@ -29,13 +29,12 @@ def write(
         sample_images: encoded images of the data set, repeated as often as needed.
         height, width: of the `tensors` signature's images.
     """
+
     def record(signature: str, name: str, value: tensor_pb2.TensorProto) -> bytes:
         request = predict_pb2.PredictRequest()
         request.model_spec.signature_name = signature
         request.inputs[name].CopyFrom(value)
-        log = prediction_log_pb2.PredictionLog(
-            predict_log=prediction_log_pb2.PredictLog(request=request)
-        )
+        log = prediction_log_pb2.PredictionLog(predict_log=prediction_log_pb2.PredictLog(request=request))
         return log.SerializeToString(deterministic=True)
 
     def images_of(size: int) -> tensor_pb2.TensorProto:
