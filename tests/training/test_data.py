@@ -1,4 +1,4 @@
-"""Preparation: what lies on disk afterwards, that it is the same every time, and that a broken-off one is redone."""
+"""What preparation leaves on disk, that it is the same every time, and that a broken-off one is redone."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def test_two_preparations_at_once_are_refused(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     with open(tmp_path / "data" / ".digits.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(TrainingError, match="another process is writing .*digits now; wait for it"):
+        with pytest.raises(TrainingError, match=r"another process is writing .*digits now; wait for it"):
             prepare(DataConfig(source="digits"), home=tmp_path)
 
 

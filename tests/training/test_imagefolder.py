@@ -1,4 +1,4 @@
-"""Every way in which a folder can be wrong is one line that names the place; a right one is split by content."""
+"""Every way in which a folder can be wrong is one line that names the place; else it is split by content."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_the_position_of_a_content_is_uniform_and_split_by_the_fractions() -> No
     assert abs(splits.count("val") / 4000 - 0.1) < 0.02
 
 
-def test_given_splits_are_kept(images: Path, write_images: object, tmp_path: Path) -> None:
+def test_given_splits_are_kept(write_images: object, tmp_path: Path) -> None:
     root = tmp_path / "whole"
     for split, num in (("train", 4), ("validation", 2), ("test", 3)):
         for colour in ("red", "green"):

@@ -54,7 +54,7 @@ def test_a_file_cut_short_is_named(debian_files: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"train-images-idx3-ubyte.gz is cut short: \d+ of \d+ values"):
         prepare(DataConfig(source="fashion_mnist"), home=tmp_path / "home")
     path.write_bytes(b"garbage")
-    with pytest.raises(TrainingError, match="cannot read .*train-images-idx3-ubyte.gz"):
+    with pytest.raises(TrainingError, match=r"cannot read .*train-images-idx3-ubyte.gz"):
         prepare(DataConfig(source="fashion_mnist"), home=tmp_path / "home")
     path.write_bytes(gzip.compress(b"garbage"))
     with pytest.raises(TrainingError, match="is not an IDX file of bytes"):
