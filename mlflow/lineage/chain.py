@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -84,12 +84,14 @@ class Chain:
     @property
     def commits(self) -> list[str]:
         """The git commits the models were trained from."""
-        return _distinct(node.id for node in self.root.find("code"))
+        nodes = [node.id for node in self.root.find("code")]
+        return _distinct([*nodes, *(record.tag("git_commit") for record in self.records)])
 
     @property
     def data_digests(self) -> list[str]:
         """The digests of the data the models were trained on."""
-        return _distinct(node.id for node in self.root.find("data"))
+        nodes = [node.id for node in self.root.find("data")]
+        return _distinct([*nodes, *(record.tag("dataset_digest") for record in self.records)])
 
     def to_dict(self) -> dict[str, Any]:
         """JSON value."""
@@ -102,7 +104,7 @@ class Chain:
         }
 
 
-def _distinct(values: Any) -> list[str]:
+def _distinct(values: Sequence[str | None]) -> list[str]:
     return list(dict.fromkeys(value for value in values if value))
 
 
@@ -115,22 +117,30 @@ def build(record: Record) -> Node:
     return _weights_node(record)
 
 
-def _version_node(record: Record) -> Node:
-    version = record.version
-    assert version is not None
-    node = Node(
+def brief(version: Version, moves: Sequence[history.Entry]) -> Node:
+    """One line about a version, for an answer that has many; `moves` are its model's champion moves."""
+    return Node(
         kind="version",
         label=f"{version.name} version {version.version}",
         id=f"{version.name}/{version.version}",
-        facts={"aliases": list(version.aliases), "registered": version.created, **_championship(version)},
+        facts={
+            "aliases": list(version.aliases),
+            "registered": version.created,
+            **_championship(version, moves),
+        },
     )
+
+
+def _version_node(record: Record) -> Node:
+    version = record.version
+    assert version is not None
+    node = brief(version, history.champion_moves(history.read(store_client(), version.name)))
     node.children = [_served_node(record), _evaluation_node(record), _saved_model_node(record)]
     return node
 
 
-def _championship(version: Version) -> dict[str, Any]:
+def _championship(version: Version, moves: Sequence[history.Entry]) -> dict[str, Any]:
     """Since when, by whom and why it is champion, or how long it was."""
-    moves = history.champion_moves(history.read(store_client(), version.name))
     terms = []
     for index, move in enumerate(moves):
         if move.to_version == version.version:

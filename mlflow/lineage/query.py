@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from isthmus.lineage import history, registry, tracking
-from isthmus.lineage.chain import Chain, Node, Record, build
+from isthmus.lineage.chain import Chain, Node, Record, brief, build
 from isthmus.lineage.errors import LineageError
 from isthmus.lineage.files import read_json, sha256_file, tree_digest
 from isthmus.lineage.models import MANIFEST_COPIES
@@ -18,6 +18,9 @@ from isthmus.lineage.versions import Version, store_client
 _REGISTRY_URI = re.compile(r"(?:models:/)?(?P<name>[^/@:]+)(?:/(?P<number>\d+)|@(?P<alias>[\w\-.]+))")
 _HEX = re.compile(r"[0-9a-f]{7,64}")
 _DIGEST_TAGS = ("dataset_digest", "weights_sha256", "onnx_sha256", "saved_model_digest", "manifest_sha256")
+_MAX_FULL_CHAINS = 10
+"""An answer with more versions than this has a line for each; ask about one of them for its chain."""
+_MAX_RUNS = 50
 _COMMIT_TAGS = ("git_commit", "export_commit")
 _ID_TAGS = (
     "train_run_id",
@@ -173,6 +176,26 @@ def _of_saved_model(subject: str, path: Path) -> Chain:
     return Chain(subject=subject, root=build(record), records=[record])
 
 
+def lineage_of_manifest(
+    manifest: Mapping[str, Any], *, subject: str, home: Path, tracking_uri: str | None = None
+) -> Chain:
+    """The chain of whatever answered with this manifest: a running server's signature `manifest`, a download.
+
+    `subject` says where it came from (`10.0.0.1:8500 digits`). The registered version is found by the digest
+    of the SavedModel; without one the chain is what the manifest tells.
+    """
+    tracking.connect(home, tracking_uri)
+    if "saved_model_digest" not in manifest:
+        raise LineageError(
+            f"{subject} answered with no manifest of isthmus; was its model exported by isthmus?"
+        )
+    found = registry.find(saved_model_digest=str(manifest["saved_model_digest"]))
+    if found:
+        return _of_version(subject, found[0])
+    record = Record(manifest=manifest)
+    return Chain(subject=subject, root=build(record), records=[record])
+
+
 def _of_bundle(subject: str, path: Path, manifest: dict[str, Any]) -> Chain:
     found = registry.find(saved_model_digest=manifest["saved_model_digest"])
     if found:
@@ -249,16 +272,15 @@ def _unique(versions: Any) -> list[Version]:
 
 
 def _runs_with(identity: str, found: Sequence[Version]) -> list[Node]:
-    """Training runs on this data or from this commit that led to no registered version."""
+    """The newest training runs on this data or from this commit that led to no registered version."""
     client = store_client()
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     registered = {version.tag("train_run_id") for version in found}
     runs: dict[str, Any] = {}
     for key in ("dataset_digest", "git_commit"):
         query = f"tags.`isthmus.{key}` LIKE '{identity}%' and tags.`isthmus.stage` = 'train'"
-        for run in client.search_runs(experiments, query, max_results=1000):
-            if run.info.run_id not in registered:
-                runs[run.info.run_id] = run
+        page = client.search_runs(experiments, query, max_results=_MAX_RUNS + len(registered))
+        runs |= {run.info.run_id: run for run in page if run.info.run_id not in registered}
     return [
         Node(
             kind="training",
@@ -266,11 +288,17 @@ def _runs_with(identity: str, found: Sequence[Version]) -> list[Node]:
             id=run_id,
             facts={"name": run.data.tags.get("isthmus.name"), "status": run.info.status, "registered": "no"},
         )
-        for run_id, run in runs.items()
+        for run_id, run in list(runs.items())[:_MAX_RUNS]
     ]
 
 
 def _several(subject: str, root: Node, versions: Sequence[Version]) -> Chain:
     records = [record_of(version) for version in versions]
-    root.children = [build(record) for record in records] + root.children
+    if len(records) <= _MAX_FULL_CHAINS:
+        nodes = [build(record) for record in records]
+    else:
+        names = {version.name for version in versions}
+        moves = {name: history.champion_moves(registry.history(name)) for name in names}
+        nodes = [brief(version, moves[version.name]) for version in versions]
+    root.children = nodes + root.children
     return Chain(subject=subject, root=root, records=records)

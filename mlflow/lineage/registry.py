@@ -11,6 +11,7 @@ from __future__ import annotations
 from isthmus.lineage import history as _history
 from isthmus.lineage.history import Entry
 from isthmus.lineage.promotion import Mirror, Move, Verdict, champion_at, check, labels, promote, rollback
+from isthmus.lineage.registration import register_version
 from isthmus.lineage.versions import (
     Version,
     challenger,
@@ -20,7 +21,6 @@ from isthmus.lineage.versions import (
     get,
     list_models,
     list_versions,
-    register_version,
     settle_aliases,
     store_client,
 )
@@ -55,4 +55,5 @@ __all__ = [
     "register_version",
     "rollback",
     "settle_aliases",
+    "store_client",
 ]

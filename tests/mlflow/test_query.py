@@ -108,6 +108,28 @@ def test_unregistered_bundle_checkpoint_and_pushed_copy_have_chains(tell, home, 
     assert chain.root.find("training")[0].facts["note"] == "not in this MLflow store"
 
 
+def test_manifest_of_a_running_server_leads_to_its_version(tell, home):
+    story = tell("a")
+    tell("b")
+    chain = query.lineage_of_manifest(story.manifest, subject="localhost:8500 digits", home=home)
+    assert (chain.subject, chain.root.id) == ("localhost:8500 digits", "digits/1")
+    stranger = story.manifest | {"saved_model_digest": "0" * 64}
+    chain = query.lineage_of_manifest(stranger, subject="x", home=home)
+    assert (chain.root.kind, chain.data_digests) == ("saved_model", [story.data_digest])
+    with pytest.raises(LineageError, match="x answered with no manifest of isthmus"):
+        query.lineage_of_manifest({}, subject="x", home=home)
+
+
+def test_an_answer_with_many_versions_has_a_line_for_each(tell, home, monkeypatch):
+    monkeypatch.setattr(query, "_MAX_FULL_CHAINS", 1)
+    story = tell("a")
+    tell("b")
+    chain = query.lineage(story.data_digest, home=home)
+    assert [child.children for child in chain.root.children] == [[], []]
+    assert chain.commits == [story.manifest["training"]["source"]["commit"]]
+    assert "champion since" in render.tree(chain)
+
+
 def test_at_a_time_in_between(tell, home):
     tell("a")
     tell("b")

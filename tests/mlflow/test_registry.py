@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from isthmus.lineage import history, promotion, registry, versions
+from isthmus.lineage import history, promotion, registry
 from isthmus.lineage.config import RegistryConfig
 from isthmus.lineage.errors import LineageError, PromotionConflict, PromotionRefused
 
@@ -307,7 +307,7 @@ def test_names_that_cannot_be_asked_for_are_refused(tell):
     story = tell("a")
     for name in ("a/b", "models:x", "digits.history"):
         with pytest.raises(LineageError, match="cannot name a model"):
-            versions.register_version(name=name, manifest=story.manifest, bundle=story.bundle)
+            registry.register_version(name=name, manifest=story.manifest, bundle=story.bundle)
 
 
 def _at_once(*calls: Callable[[], object]) -> list[object]:
