@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,10 @@ def home(tmp_path: Path, migrated_store: Path, monkeypatch: pytest.MonkeyPatch) 
     """A home folder with an empty store, connected."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
-    folder = tmp_path / "home"
+    return _new_home(tmp_path / "home", migrated_store)
+
+
+def _new_home(folder: Path, migrated_store: Path) -> Path:
     folder.mkdir()
     shutil.copy(migrated_store, folder / "mlflow.db")
     tracking.connect(folder)
@@ -57,23 +60,33 @@ class Story:
 
 
 @pytest.fixture
-def data(home: Path) -> Path:
+def tell(home: Path) -> Callable[..., Story]:
+    """`tell("a")` trains, exports, pushes and registers a model made of the text "a"."""
+    return _teller(home)
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory, migrated_store: Path) -> Iterator[list[Story]]:
+    """The stories "a" (champion) and "b" (challenger), shared by a module's tests that only read."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        tell = _teller(_new_home(tmp_path_factory.mktemp("told") / "home", migrated_store))
+        yield [tell("a"), tell("b")]
+
+
+def _make_data(root: Path) -> Path:
     """A prepared data set: three splits of two classes, and dataset.json."""
-    root = home / "data" / "digits"
     for split in ("train", "val", "test"):
         for label in ("0", "1"):
             (root / split / label).mkdir(parents=True)
             (root / split / label / "a.png").write_bytes(f"{split}{label}".encode())
-    digest = tree_digest(root)
-    write_json(
-        root / "dataset.json", {"schema_version": 1, "name": "digits", "source": "made", "digest": digest}
-    )
+    record = {"schema_version": 1, "name": "digits", "source": "made", "digest": tree_digest(root)}
+    write_json(root / "dataset.json", record)
     return root
 
 
-@pytest.fixture
-def tell(home: Path, data: Path) -> Callable[..., Story]:
-    """`tell("a")` trains, exports, pushes and registers a model made of the text "a"."""
+def _teller(home: Path) -> Callable[..., Story]:
+    data = _make_data(home / "data" / "digits")
 
     def run(content: str, *, name: str = "digits", accuracy: float = 0.98, **changes: Any) -> Story:
         digest = json.loads((data / "dataset.json").read_text())["digest"]

@@ -13,9 +13,9 @@ from isthmus.lineage.errors import LineageError
 from isthmus.lineage.files import sha256_file
 
 
-def test_chain_of_the_champion_reaches_commit_and_data(tell, home):
-    story = tell("a")
-    chain = query.lineage("models:/digits@champion", home=home)
+def test_chain_of_the_champion_reaches_commit_and_data(told):
+    story = told[0]
+    chain = query.lineage("models:/digits@champion", home=told[0].home)
     assert chain.commits == [story.manifest["training"]["source"]["commit"]]
     assert chain.data_digests == [story.data_digest]
     kinds = [
@@ -30,10 +30,10 @@ def test_chain_of_the_champion_reaches_commit_and_data(tell, home):
     assert json.loads(json.dumps(chain.to_dict()))["chain"]["id"] == "digits/1"
 
 
-def test_tree_is_readable(tell, home):
-    story = tell("a")
-    lines = render.tree(query.lineage("models:/digits/1", home=home)).splitlines()
-    assert lines[0].startswith("digits version 1 · challenger, champion · registered 20")
+def test_tree_is_readable(told):
+    story = told[0]
+    lines = render.tree(query.lineage("models:/digits/1", home=told[0].home)).splitlines()
+    assert lines[0].startswith("digits version 1 · champion · registered 20")
     assert "champion since" in lines[0]
     assert lines[1] == f"├─ served from {story.pushed} · version 1"
     assert lines[-1].strip().startswith(f"└─ data {story.data_digest[:12]} · digits · source made · train 2")
@@ -43,28 +43,25 @@ def test_tree_is_readable(tell, home):
 
 @pytest.mark.parametrize(
     "subject",
-    ["models:/digits/1", "models:/digits@champion", "digits@challenger", "digits/1", "digits"],
+    ["models:/digits/1", "models:/digits@champion", "digits@champion", "digits/1", "digits"],
 )
-def test_every_way_to_name_a_version(tell, home, subject):
-    tell("a")
-    assert query.lineage(subject, home=home).root.id == "digits/1"
+def test_every_way_to_name_a_version(told, subject):
+    assert query.lineage(subject, home=told[0].home).root.id == "digits/1"
 
 
-def test_every_folder_and_file_leads_to_the_version(tell, home):
-    story = tell("a")
-    tell("b")
+def test_every_folder_and_file_leads_to_the_version(told):
+    story = told[0]
     for path in (story.pushed, story.bundle, story.bundle / "saved_model"):
-        chain = query.lineage(str(path), home=home)
+        chain = query.lineage(str(path), home=told[0].home)
         assert chain.root.id == "digits/1"
     for path in (story.checkpoint, story.checkpoint / "model.safetensors", story.bundle / "model.onnx"):
-        chain = query.lineage(str(path), home=home)
+        chain = query.lineage(str(path), home=told[0].home)
         assert [child.id for child in chain.root.children] == ["digits/1"]
-    assert query.lineage(str(home / "serving" / "digits"), home=home).root.id == "digits/2"
+    assert query.lineage(str(story.home / "serving" / "digits"), home=told[0].home).root.id == "digits/2"
 
 
-def test_digest_commit_and_ids_lead_to_every_version_they_made(tell, home):
-    story = tell("a")
-    tell("b")
+def test_digest_commit_and_ids_lead_to_every_version_they_made(told):
+    story = told[0]
     both = ["digits/1", "digits/2"]
     for subject in (
         story.data_digest,
@@ -73,13 +70,13 @@ def test_digest_commit_and_ids_lead_to_every_version_they_made(tell, home):
         "c0ffee" * 6 + "c0ff",
         "c0ffeec0",
     ):
-        chain = query.lineage(subject, home=home)
+        chain = query.lineage(subject, home=told[0].home)
         assert [child.id for child in chain.root.children] == both, subject
     onnx = story.manifest["export"]["onnx_sha256"]
     for subject in (onnx, story.train_run, story.manifest["export"]["mlflow"]["saved_model_id"]):
-        assert [child.id for child in query.lineage(subject, home=home).root.children] == ["digits/1"], (
-            subject
-        )
+        assert [child.id for child in query.lineage(subject, home=told[0].home).root.children] == [
+            "digits/1"
+        ], subject
 
 
 def test_runs_that_led_to_no_version_are_listed_too(tell, home):
@@ -108,23 +105,21 @@ def test_unregistered_bundle_checkpoint_and_pushed_copy_have_chains(tell, home, 
     assert chain.root.find("training")[0].facts["note"] == "not in this MLflow store"
 
 
-def test_manifest_of_a_running_server_leads_to_its_version(tell, home):
-    story = tell("a")
-    tell("b")
-    chain = query.lineage_of_manifest(story.manifest, subject="localhost:8500 digits", home=home)
+def test_manifest_of_a_running_server_leads_to_its_version(told):
+    story = told[0]
+    chain = query.lineage_of_manifest(story.manifest, subject="localhost:8500 digits", home=told[0].home)
     assert (chain.subject, chain.root.id) == ("localhost:8500 digits", "digits/1")
     stranger = story.manifest | {"saved_model_digest": "0" * 64}
-    chain = query.lineage_of_manifest(stranger, subject="x", home=home)
+    chain = query.lineage_of_manifest(stranger, subject="x", home=told[0].home)
     assert (chain.root.kind, chain.data_digests) == ("saved_model", [story.data_digest])
     with pytest.raises(LineageError, match="x answered with no manifest of isthmus"):
-        query.lineage_of_manifest({}, subject="x", home=home)
+        query.lineage_of_manifest({}, subject="x", home=told[0].home)
 
 
-def test_an_answer_with_many_versions_has_a_line_for_each(tell, home, monkeypatch):
+def test_an_answer_with_many_versions_has_a_line_for_each(told, monkeypatch):
     monkeypatch.setattr(query, "_MAX_FULL_CHAINS", 1)
-    story = tell("a")
-    tell("b")
-    chain = query.lineage(story.data_digest, home=home)
+    story = told[0]
+    chain = query.lineage(story.data_digest, home=told[0].home)
     assert [child.children for child in chain.root.children] == [[], []]
     assert chain.commits == [story.manifest["training"]["source"]["commit"]]
     assert "champion since" in render.tree(chain)
@@ -150,17 +145,16 @@ def test_at_a_time_in_between(tell, home):
         query.lineage("models:/digits/2", home=home, at=between)
 
 
-def test_unknown_subjects_say_what_may_be_asked(tell, home, tmp_path):
-    tell("a")
+def test_unknown_subjects_say_what_may_be_asked(told, tmp_path):
     with pytest.raises(LineageError, match="is nothing that lineage knows; give models:/NAME@ALIAS"):
-        query.lineage("no such thing", home=home)
+        query.lineage("no such thing", home=told[0].home)
     with pytest.raises(LineageError, match="no registered model 'digit'; registered models: digits"):
-        query.lineage("models:/digit@champion", home=home)
+        query.lineage("models:/digit@champion", home=told[0].home)
     with pytest.raises(LineageError, match="nothing registered carries abcdef0123"):
-        query.lineage("abcdef0123", home=home)
+        query.lineage("abcdef0123", home=told[0].home)
     stranger = tmp_path / "model.onnx"
     stranger.write_bytes(b"?")
     with pytest.raises(LineageError, match=f"sha256 {sha256_file(stranger)}"):
-        query.lineage(str(stranger), home=home)
+        query.lineage(str(stranger), home=told[0].home)
     with pytest.raises(LineageError, match="is no bundle, checkpoint, pushed version or data folder"):
-        query.lineage(str(tmp_path), home=home)
+        query.lineage(str(tmp_path), home=told[0].home)
