@@ -9,14 +9,20 @@ from pathlib import Path
 
 from isthmus.training.errors import TrainingError
 
+FULL_MESSAGES = ("No space left on device", "disk is full")
+"""How safetensors (Rust) and SQLite say it, without an errno."""
+
 
 @contextmanager
 def no_space_is_one_line(folder: Path) -> Iterator[None]:
     """Turn "no space left" and "quota exceeded" into one line that names the folder and what is free."""
     try:
         yield
-    except OSError as problem:
-        if problem.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except TrainingError:
+        raise
+    except Exception as problem:
+        by_number = isinstance(problem, OSError) and problem.errno in (errno.ENOSPC, errno.EDQUOT)
+        if not by_number and not any(text in str(problem) for text in FULL_MESSAGES):
             raise
         raise TrainingError(
             f"no space left under {folder} ({_free(folder)} free); free some, or give another --home "
@@ -26,8 +32,7 @@ def no_space_is_one_line(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def replace_lock(parent: Path, name: str) -> Iterator[None]:
-    """Only one process at a time may replace `parent/name`; the kernel drops the lock when its process
-    dies.
+    """Only one process at a time may replace `parent/name`; the kernel drops the lock when its process dies.
 
     Raises TrainingError when another process holds it.
     """
