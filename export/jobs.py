@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import logging
 import signal
 import subprocess
@@ -19,13 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from isthmus.export.errors import ExportError
-from isthmus.lineage.files import read_json, write_json
+from isthmus.lineage.files import canonical_json, read_json, write_json
 
 log = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG = 1
 _STOP_SECONDS = 10
 _POLL_SECONDS = 0.02
+_PROGRESS_SECONDS = 0.2
 
 
 def serve_job(
@@ -63,6 +65,12 @@ def serve_job(
         )
         return int(getattr(error, "exit_code", 70))
     return 0
+
+
+def append_progress(folder: Path, value: dict[str, Any]) -> None:
+    """The child's side: tell the parent something before the result is complete."""
+    with open(folder / "progress.jsonl", "a", encoding="utf-8") as file:
+        file.write(canonical_json(value) + "\n")
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -114,19 +122,13 @@ class Job:
         """Give the process its work."""
         write_json(self.folder / "request.json", request)
 
-    def answer(self) -> dict[str, Any]:
-        """Wait for the result.
+    def answer(self, *, on_progress: Callable[[dict[str, Any]], None] = lambda _: None) -> dict[str, Any]:
+        """Wait for the result; `on_progress` gets each value that the job tells in between.
 
         Raises:
             ExportError: The job refused, crashed, was killed or took too long; the text says which.
         """
-        try:
-            code = self.process.wait(timeout=self.runner.timeout_s)
-        except subprocess.TimeoutExpired:
-            raise ExportError(
-                f"{self.module} took longer than {self.runner.timeout_s:.0f} s and was stopped; "
-                f"raise export.stage_timeout_s or see {self.runner.log_path}"
-            ) from None
+        code = self._wait(on_progress)
         if code == 0 and (self.folder / "result.json").is_file():
             return dict(read_json(self.folder / "result.json"))
         if (self.folder / "error.json").is_file():
@@ -136,6 +138,26 @@ class Job:
             where = self.runner.log_path
             raise ExportError(f"{self.module} failed: {answer['error']}; the traceback is in {where}")
         raise ExportError(f"{self.module} {_death(code)}; see {self.runner.log_path}")
+
+    def _wait(self, on_progress: Callable[[dict[str, Any]], None]) -> int:
+        deadline = time.monotonic() + self.runner.timeout_s
+        told = 0
+        while True:
+            code = self.process.poll()
+            progress = self.folder / "progress.jsonl"
+            lines = progress.read_text(encoding="utf-8").split("\n")[:-1] if progress.is_file() else []
+            for line in lines[told:]:
+                on_progress(json.loads(line))
+            told = len(lines)
+            if code is not None:
+                return code
+            if time.monotonic() > deadline:
+                raise ExportError(
+                    f"{self.module} took longer than {self.runner.timeout_s:.0f} s and was stopped; "
+                    f"raise export.stage_timeout_s or see {self.runner.log_path}"
+                )
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(timeout=_PROGRESS_SECONDS)
 
     def __enter__(self) -> Job:
         return self

@@ -89,7 +89,8 @@ class Ladder:
                 attempts.append(self._try(rung, job, first_stage))
             if attempts[-1].problem is None:
                 break
-            log.warning("%s did not pass: %s", rung, attempts[-1].problem)
+            log.warning("rung %s did not pass", rung)
+            log.debug("rung %s: %s", rung, attempts[-1].problem)
         return attempts
 
     def _try(self, rung: Rung, lowering: Job, first_stage: StageResult) -> Attempt:
@@ -104,15 +105,14 @@ class Ladder:
                 lowering.answer()
                 log.info("%-22s %s, %.1f s", "lowered and saved", rung, time.monotonic() - started)
                 write_manifest_copies(saved_model, self.manifest)
-                verifying.send(self._verify_request(saved_model))
-                stages += [StageResult(**stage) for stage in verifying.answer()["stages"]]
+                verifying.send(self._verify_request(rung, saved_model))
+                answer = verifying.answer(on_progress=_log_stage)
+                stages += [StageResult(**stage) for stage in answer["stages"]]
             except ExportError as error:
                 problem = str(error)
         report = Report.of(stages, gates=self.config.gates)
-        for stage in report.stages[1:] if problem is None else ():
-            log.info("%s", stage.line())
         if problem is None and report.failures:
-            problem = "; ".join(f"{stage.title}: {stage.problem}" for stage in report.failures)
+            problem = _in_one_line(report.failures)
         return Attempt(
             rung=rung,
             saved_model=saved_model,
@@ -134,19 +134,31 @@ class Ladder:
             "warmup_batch_sizes": list(self.config.warmup_batch_sizes),
         }
 
-    def _verify_request(self, saved_model: Path) -> dict[str, Any]:
+    def _verify_request(self, rung: Rung, saved_model: Path) -> dict[str, Any]:
         model = self.manifest["model"]
-        gates = self.config.gates
+        log_path = self.runner.log_path
         return {
             "name": self.manifest["name"],
             "saved_model": str(saved_model),
             "reference": str(self.reference),
-            "preprocessing": self.manifest["preprocessing"],
             "labels": model["labels"],
             "head": model["head"],
             "batch_sizes": list(self.config.batch_sizes),
-            "gates": vars(gates),
+            "gates": vars(self.config.gates),
+            "server_log": str(log_path.with_name(f"{log_path.stem}-server-{rung}.log")),
         }
+
+
+def _in_one_line(failures: Sequence[StageResult]) -> str:
+    """Each problem once, with the stages that have it: a server that does not start fails two of them."""
+    titles: dict[str, list[str]] = {}
+    for stage in failures:
+        titles.setdefault(stage.problem or "failed", []).append(stage.title)
+    return "; ".join(f"{', '.join(stages)}: {problem}" for problem, stages in titles.items())
+
+
+def _log_stage(stage: dict[str, Any]) -> None:
+    log.info("%s", StageResult(**stage).line())
 
 
 def winner(attempts: Sequence[Attempt], config: ExportConfig) -> Attempt | None:

@@ -5,8 +5,7 @@
 What is measured is what will run: the SavedModel reloaded from disk, by both loaders, grappler and oneDNN on;
 then the same model in a running server, over both wires. A stage that raises has failed; the rest still run.
 
-request.json: {"name", "saved_model", "reference", "labels", "head", "preprocessing",
-"batch_sizes", "gates"}.
+request.json: {"name", "saved_model", "reference", "labels", "head", "batch_sizes", "gates", "server_log"}.
 result.json: {"stages": [StageResult, …]}.
 """
 
@@ -15,8 +14,8 @@ from __future__ import annotations
 import concurrent.futures
 import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +23,7 @@ import numpy as np
 
 from isthmus.export.config import GateConfig, Stage
 from isthmus.export.errors import ExportError
-from isthmus.export.jobs import serve_job
+from isthmus.export.jobs import append_progress, serve_job
 from isthmus.export.parity import Measurement, StageResult, failed_stage, judge_logits, judge_pixels
 from isthmus.export.reference import Reference, in_batches
 from isthmus.export.tf_half.callers import (
@@ -56,63 +55,50 @@ class Verification:
         self,
         *,
         saved_model: Path,
+        loaded: Any,
+        session: Caller,
         reference: Reference,
         labels: Sequence[str],
         head: str,
-        preprocessing: Mapping[str, Any],
         batch_sizes: Sequence[int],
         gates: GateConfig,
     ) -> None:
-        """See the module's text for the request's fields."""
-        import tensorflow as tf
-
-        self.path, self.reference, self.labels, self.head = saved_model, reference, labels, head
-        self.batch_sizes, self.gates = tuple(batch_sizes), gates
-        self.normalization, self.largest = preprocessing, max(batch_sizes)
-        try:
-            self.loaded = tf.saved_model.load(str(saved_model))
-        except Exception as error:
-            raise ExportError(f"tf.saved_model.load refuses {saved_model}: {_text(error)}") from error
+        """`loaded` is what `tf.saved_model.load` gave, `session` the v1 loader; the rest as in the request."""
+        self.path, self.loaded, self.session = saved_model, loaded, session
+        self.reference, self.labels, self.head = reference, labels, head
+        self.gates = gates
+        self.batch_sizes, self.largest = tuple(batch_sizes), max(batch_sizes)
 
     def saved_model(self) -> StageResult:
         """`tensors` through both loaders at every batch size."""
-        measurements = []
-        with session_caller(self.path) as session:
-            for what, call in (("tf.saved_model.load", eager_caller(self.loaded)), ("v1 session", session)):
-                measurements += [
-                    Measurement(what=f"{what}, batch {size}", candidate=self._tensors(call, size))
-                    for size in self.batch_sizes
-                ]
+        loaders = (("tf.saved_model.load", eager_caller(self.loaded)), ("v1 session", self.session))
+        measurements = [
+            Measurement(what=f"{what}, batch {size}", candidate=self._tensors(call, size))
+            for what, call in loaders
+            for size in self.batch_sizes
+        ]
         return self._judge("saved_model", measurements)
 
     def preprocessing(self) -> StageResult:
-        """The pixels that the saved graph makes of the encoded images: one by one, and in one mixed batch."""
+        """The pixels that the saved graph makes of encoded images: one by one, and in one mixed batch."""
         import tensorflow as tf
 
         def pixels(batch: Sequence[bytes]) -> np.ndarray:
-            images = self.loaded._preprocess(tf.constant(list(batch), tf.string)).numpy()
-            return self._without_normalization(images)
+            return np.asarray(self.loaded.pixels(tf.constant(list(batch), tf.string)))
 
         encoded = self.reference.encoded
         measurements = {"one batch": pixels(encoded), "one by one": in_batches(pixels, encoded, 1)}
         return judge_pixels(self.reference.pixels, measurements, gates=self.gates, paths=self.reference.paths)
 
-    def _without_normalization(self, images: np.ndarray) -> np.ndarray:
-        """The uint8 pixels that normalised float32 images came from; exact, float32 is 10^4 times finer."""
-        mean, std = (np.asarray(self.normalization[key], np.float64) for key in ("mean", "std"))
-        levels = (images.astype(np.float64) * std + mean) * 255.0
-        return np.clip(np.rint(levels), 0, 255).astype(np.uint8)
-
     def end_to_end(self) -> StageResult:
         """From encoded bytes to the answer, through each signature that takes them, in both loaders."""
-        measurements = []
-        with session_caller(self.path) as session:
-            self._check_manifest(session)
-            for what, call, size in (
-                ("tf.saved_model.load", eager_caller(self.loaded), 1),
-                ("v1 session", session, self.largest),
-            ):
-                measurements += self._bytes_measurements(what, call, size, _SIGNATURES_OF_BYTES)
+        self._check_manifest(self.session)
+        measurements = self._bytes_measurements(
+            "tf.saved_model.load", eager_caller(self.loaded), 1, _SIGNATURES_OF_BYTES
+        )
+        measurements += self._bytes_measurements(
+            "v1 session", self.session, self.largest, _SIGNATURES_OF_BYTES
+        )
         return self._judge("end_to_end", measurements)
 
     def server_grpc(self, server: ServerProcess) -> StageResult:
@@ -151,8 +137,10 @@ class Verification:
                     rows=range(count),
                 )
             ]
-            for size in (1, self.largest):
-                measurements += self._bytes_measurements("REST", call, size, ("serving_default", "examples"))
+            measurements += self._bytes_measurements("REST", call, 1, ("serving_default",))
+            measurements += self._bytes_measurements(
+                "REST", call, self.largest, ("serving_default", "examples")
+            )
         return self._judge("server_rest", measurements)
 
     def _tensors(self, call: Caller, batch_size: int) -> np.ndarray:
@@ -195,7 +183,44 @@ class Verification:
 
 
 @contextmanager
-def server_ahead(name: str, saved_model: Path, folder: Path) -> Iterator[Callable[[], ServerProcess]]:
+def opened(
+    saved_model: Path,
+    *,
+    reference: Reference,
+    labels: Sequence[str],
+    head: str,
+    batch_sizes: Sequence[int],
+    gates: GateConfig,
+) -> Iterator[Verification]:
+    """Load a SavedModel both ways, ready to be measured.
+
+    Raises:
+        ExportError: One of the loaders refuses it.
+    """
+    import tensorflow as tf
+
+    with ExitStack() as stack:
+        try:
+            loaded = tf.saved_model.load(str(saved_model))
+            session = stack.enter_context(session_caller(saved_model))
+        except Exception as error:
+            raise ExportError(f"{saved_model} does not load: {_text(error)}") from error
+        yield Verification(
+            saved_model=saved_model,
+            loaded=loaded,
+            session=session,
+            reference=reference,
+            labels=labels,
+            head=head,
+            batch_sizes=batch_sizes,
+            gates=gates,
+        )
+
+
+@contextmanager
+def server_ahead(
+    name: str, saved_model: Path, *, folder: Path, log_path: Path
+) -> Iterator[Callable[[], ServerProcess]]:
     """Start a server of the model; the value waits until it is available. Stopped at the end of the block.
 
     The model is served through a link in a folder of its own: a version's name is a number.
@@ -205,7 +230,7 @@ def server_ahead(name: str, saved_model: Path, folder: Path) -> Iterator[Callabl
     base_path = folder / "served"
     base_path.mkdir()
     (base_path / "1").symlink_to(saved_model.absolute(), target_is_directory=True)
-    server = ServerProcess(name, base_path, start_timeout_s=_SERVER_START_S, log_path=folder / "server.log")
+    server = ServerProcess(name, base_path, start_timeout_s=_SERVER_START_S, log_path=log_path)
     with concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="server-start") as pool:
         starting = pool.submit(server.__enter__)
         try:
@@ -228,16 +253,19 @@ def run(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
     saved_model = Path(request["saved_model"])
     gates = GateConfig(**request["gates"])
     # The server imports TensorFlow in a process of its own while this one measures.
-    with server_ahead(request["name"], saved_model, folder) as running_server:
-        verification = Verification(
-            saved_model=saved_model,
+    with (
+        server_ahead(
+            request["name"], saved_model, folder=folder, log_path=Path(request["server_log"])
+        ) as running_server,
+        opened(
+            saved_model,
             reference=Reference.load(Path(request["reference"])),
             labels=request["labels"],
             head=request["head"],
-            preprocessing=request["preprocessing"],
             batch_sizes=request["batch_sizes"],
             gates=gates,
-        )
+        ) as verification,
+    ):
         measures: dict[Stage, Callable[[], StageResult]] = {
             "saved_model": verification.saved_model,
             "preprocessing": verification.preprocessing,
@@ -245,9 +273,11 @@ def run(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
             "server_grpc": lambda: verification.server_grpc(running_server()),
             "server_rest": lambda: verification.server_rest(running_server()),
         }
-        return {
-            "stages": [_guarded(stage, measure, gates).as_dict() for stage, measure in measures.items()],
-        }
+        stages = []
+        for stage, measure in measures.items():
+            stages.append(_guarded(stage, measure, gates).as_dict())
+            append_progress(folder, stages[-1])
+        return {"stages": stages}
 
 
 def _guarded(stage: Stage, measure: Callable[[], StageResult], gates: GateConfig) -> StageResult:

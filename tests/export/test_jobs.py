@@ -1,4 +1,4 @@
-"""The protocol between the export's processes: answers, refusals, crashes, kills, time-outs, each in a line."""
+"""The protocol between the export's processes: answers, refusals, crashes, kills, time-outs."""
 
 from __future__ import annotations
 
@@ -16,12 +16,17 @@ from isthmus.export.jobs import JobRunner
 CHILD = """
 import os, signal, sys, time
 from isthmus.export.errors import ExportError
-from isthmus.export.jobs import serve_job
+from isthmus.export.jobs import append_progress, serve_job
 
 def work(folder, request):
     print("noise on stdout")
     match request["do"]:
         case "answer": return {"sum": sum(request["numbers"])}
+        case "tell":
+            for number in request["numbers"]:
+                append_progress(folder, {"number": number})
+                time.sleep(0.1)
+            return {}
         case "refuse": raise ExportError("the model has no head; train one")
         case "bug": raise KeyError("no such tensor")
         case "die": os.kill(os.getpid(), signal.SIGKILL)
@@ -49,6 +54,14 @@ def test_the_result_comes_back_and_the_noise_goes_to_the_log(runner: JobRunner, 
     text = runner.log_path.read_text()
     assert "python -m a_child" in text
     assert "noise on stdout" in text
+
+
+def test_what_a_job_tells_in_between_arrives_in_order(runner: JobRunner, tmp_path: Path) -> None:
+    told: list[int] = []
+    with runner.start("a_child", tmp_path / "job") as job:
+        job.send({"do": "tell", "numbers": [3, 1, 2]})
+        job.answer(on_progress=lambda value: told.append(value["number"]))
+    assert told == [3, 1, 2]
 
 
 def test_a_refusal_is_its_own_text(runner: JobRunner, tmp_path: Path) -> None:
