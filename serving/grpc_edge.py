@@ -7,11 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
+from google.protobuf import descriptor_pool
 
 from isthmus.serving import grpc_extras
 from isthmus.serving.config import ServingConfig
 from isthmus.serving.errors import RequestError, ServingError
 from isthmus.serving.status import Code
+from isthmus.serving.wire_messages import serialized_file
 
 __all__ = ["GrpcEdge"]
 
@@ -20,7 +22,6 @@ logger = logging.getLogger(__name__)
 _MAX_MESSAGE_BYTES = 2**31 - 1
 # grpc_status_util.cc: longer texts would not fit into HTTP/2 trailers.
 _MAX_DETAILS = 1024
-_SERVICES = ("tensorflow.serving.ModelService", "tensorflow.serving.PredictionService")
 _GRPC_CODES = {int(code.value[0]): code for code in grpc.StatusCode}
 
 
@@ -63,6 +64,7 @@ class GrpcEdge:
         """Serve a `service.Service`."""
         from tensorflow_serving.apis import model_service_pb2_grpc, prediction_service_pb2_grpc
 
+        services = _described_services()
         prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
             _servicer(
                 prediction_service_pb2_grpc.PredictionServiceServicer,
@@ -83,13 +85,28 @@ class GrpcEdge:
             self._server,
         )
         if self._config.enable_grpc_healthcheck_service:
-            grpc_extras.add_health(self._server, _SERVICES)
-        grpc_extras.add_reflection(self._server, _SERVICES)
+            grpc_extras.add_health(self._server, services)
+        grpc_extras.add_reflection(self._server, services)
         self._server.start()
 
     def stop(self, drain_seconds: float) -> None:
         """Refuse new calls, wait for those in flight at most that long, then cancel them."""
         self._server.stop(drain_seconds).wait()
+
+
+def _described_services() -> list[str]:
+    """Names of the two services, after putting their files into protobuf's default pool for the reflection
+    service.
+
+    Their generated modules cannot be imported: they set an attribute that protobuf 6's descriptors do not
+    have.
+    """
+    names = []
+    for module in ("model_service_pb2", "prediction_service_pb2"):
+        serialized = serialized_file(f"tensorflow_serving.apis.{module}")
+        file = descriptor_pool.Default().AddSerializedFile(serialized)
+        names += [service.full_name for service in file.services_by_name.values()]
+    return names
 
 
 def _channel_arguments(text: str) -> list[tuple[str, int | str]]:

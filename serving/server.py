@@ -19,6 +19,7 @@ from isthmus.serving.config import ServingConfig
 from isthmus.serving.errors import RequestError, ServingError
 from isthmus.serving.grpc_edge import GrpcEdge
 from isthmus.serving.rest_edge import RestEdge
+from isthmus.serving.tensorflow_import import import_tensorflow
 from isthmus.serving.versions import ModelSettings
 
 if TYPE_CHECKING:
@@ -77,6 +78,8 @@ class EmbeddedServer:
             num_load_threads=self.config.num_load_threads or 2,
             allow_labels_for_unavailable=self.config.allow_version_labels_for_unavailable_models,
         )
+        if self._stopping.is_set():
+            self._manager.request_stop()
         self._manager.start()
         try:
             self._manager.reload(self._models)
@@ -111,7 +114,8 @@ class EmbeddedServer:
             self._manager.stop()
 
     def abandon_start(self) -> None:
-        """Make a `start` that still waits for a model give up."""
+        """Make a `start` that is under way in another thread, or below a signal handler, give up."""
+        self._stopping.set()
         if self._manager is not None:
             self._manager.request_stop()
 
@@ -177,6 +181,7 @@ def serve(config: ServingConfig) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, on_signal)
+    import_tensorflow()
     try:
         server.start()
     except ServingError:

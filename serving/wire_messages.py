@@ -17,7 +17,7 @@ from google.protobuf import any_pb2, descriptor_pb2, descriptor_pool, message_fa
 
 from isthmus.serving.errors import ServingError
 
-__all__ = ["message_class"]
+__all__ = ["message_class", "serialized_file"]
 
 _WELL_KNOWN = (any_pb2.DESCRIPTOR, wrappers_pb2.DESCRIPTOR)
 
@@ -38,6 +38,15 @@ def message_class(module: str, message: str) -> Any:
     return message_factory.GetMessageClass(
         pool.descriptors.FindMessageTypeByName(f"{descriptor.package}.{message}")
     )
+
+
+def serialized_file(module: str) -> bytes:
+    """The serialized FileDescriptorProto that a generated module holds, read without importing it.
+
+    Raises:
+        ServingError: as `message_class`.
+    """
+    return _serialized_descriptor(module, ast.parse(_source(module)))
 
 
 @functools.cache
@@ -62,9 +71,7 @@ class _Pool:
         tree = ast.parse(_source(module))
         for dependency in _imported_modules(tree):
             self.load(dependency)
-        serialized = _serialized_descriptor(tree)
-        if serialized is None:
-            raise ServingError(f"{module} holds no serialized descriptor; reinstall tensorflow-serving-api")
+        serialized = _serialized_descriptor(module, tree)
         self.descriptors.AddSerializedFile(serialized)
         self._loaded[module] = descriptor_pb2.FileDescriptorProto.FromString(serialized)
         return self._loaded[module]
@@ -95,14 +102,16 @@ def _imported_modules(tree: ast.Module) -> list[str]:
     ]
 
 
-def _serialized_descriptor(tree: ast.Module) -> bytes | None:
+def _serialized_descriptor(module: str, tree: ast.Module) -> bytes:
+    """The literal in `AddSerializedFile(b"…")`, or in the `FileDescriptor(serialized_pb=_b("…"))` of older
+    generators, where `_b` encodes Latin-1."""
     for node in ast.walk(tree):
-        if (
-            isinstance(node, ast.Call)
-            and isinstance(node.func, ast.Attribute)
-            and node.func.attr == "AddSerializedFile"
-            and isinstance(node.args[0], ast.Constant)
-            and isinstance(node.args[0].value, bytes)
-        ):
-            return node.args[0].value
-    return None
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+            continue
+        if node.func.attr == "AddSerializedFile":
+            return bytes(ast.literal_eval(node.args[0]))
+        if node.func.attr == "FileDescriptor":
+            encoded = next(word.value for word in node.keywords if word.arg == "serialized_pb")
+            assert isinstance(encoded, ast.Call)
+            return str(ast.literal_eval(encoded.args[0])).encode("latin-1")
+    raise ServingError(f"{module} holds no serialized descriptor; reinstall tensorflow-serving-api")
