@@ -46,24 +46,20 @@ class LinkCheck:
         return asdict(self)
 
 
+_Check = Callable[[Record], Iterator[LinkCheck]]
+
+
 def verify(chain: Chain) -> list[LinkCheck]:
     """Check every link of every model in the answer, from the served files to the commit and the data."""
     return [result for record in chain.records for result in verify_record(record)]
 
 
 def verify_record(record: Record) -> list[LinkCheck]:
-    """Check every link of one model."""
-    checks: list[Callable[[Record], Iterator[LinkCheck]]] = [
-        _history,
-        _served,
-        _bundle,
-        _tags,
-        _stored_models,
-        _checkpoint,
-        _runs,
-        _data,
-        _code,
-    ]
+    """Check every link of one model; a checkpoint alone has only those of its training."""
+    of_training: list[_Check] = [_checkpoint, _runs, _data, _code]
+    of_export: list[_Check] = [_history, _served, _bundle, _tags, _stored_models]
+    exported = record.version is not None or record.manifest is not None
+    checks = of_export + of_training if exported else of_training
     return [result for each in checks for result in each(record)]
 
 

@@ -96,3 +96,15 @@ def test_changed_history_is_found(tell, home, change):
     (found,) = [result for result in results if result.link == "registry → history"]
     assert found.status == "broken"
     assert "history entry 2 was" in found.detail
+
+
+def test_a_checkpoint_alone_has_the_links_of_its_training(tell, home):
+    story = tell("a")
+    registry.store_client().delete_model_version("digits", "1")
+    statuses = _statuses(query.lineage(str(story.checkpoint), home=home))
+    assert statuses == {
+        "weights → checkpoint": "holds",
+        "weights → training run": "holds",
+        "weights → data": "holds",
+        "training run → commit": "unknown",
+    }
