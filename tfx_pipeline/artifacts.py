@@ -18,13 +18,13 @@ BLESSED = "blessed"
 class ParityReport(Artifact):
     """How far the SavedModel is from torch in the pipeline's own runtime: verdict.json, property `blessed`."""
 
-    TYPE_NAME = "IsthmusParityReport"
+    TYPE_NAME = "isthmus.ParityReport"
 
 
 class Registration(Artifact):
     """What the registry was told: registration.json, properties `registered_version` and `mlflow_run_id`."""
 
-    TYPE_NAME = "IsthmusRegistration"
+    TYPE_NAME = "isthmus.Registration"
 
 
 @dataclass(kw_only=True)

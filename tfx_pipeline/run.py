@@ -22,6 +22,7 @@ from isthmus.tfx_pipeline import image_folder
 from isthmus.tfx_pipeline.code import code_keys
 from isthmus.tfx_pipeline.config import PipelineConfig
 from isthmus.tfx_pipeline.errors import NotPushedError, PipelineError
+from isthmus.tfx_pipeline.imports import torch_kept_out
 
 if TYPE_CHECKING:
     from isthmus.export.bundle import Bundle
@@ -125,9 +126,10 @@ def _run(
     champion, registered = _registry_state(name, bundle, home=home, tracking_uri=tracking_uri)
     logger.info("loading TFX")
     started = time.monotonic()
-    from isthmus.tfx_pipeline import pipeline as pipelines
-    from isthmus.tfx_pipeline.pusher import pushed_version
-    from isthmus.tfx_pipeline.runner import ReportingRunner
+    with torch_kept_out():
+        from isthmus.tfx_pipeline import pipeline as pipelines
+        from isthmus.tfx_pipeline.pusher import pushed_version
+        from isthmus.tfx_pipeline.runner import ReportingRunner
 
     logger.info("TFX loaded in %.0f s", time.monotonic() - started)
     keys = pipelines.CacheKeys(

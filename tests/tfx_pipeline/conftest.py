@@ -12,6 +12,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
+
+from isthmus.tfx_pipeline.imports import torch_kept_out
+
+with torch_kept_out():
+    import tfx.components  # noqa: F401
+
 from tfx.dsl.components.base import base_beam_executor, base_executor
 from tfx.types import standard_artifacts
 from tfx.types.artifact import Artifact

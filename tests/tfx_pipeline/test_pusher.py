@@ -1,0 +1,222 @@
+"""Pusher: who may pass, what a server sees, and what is there already."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tensorflow_metadata.proto.v0 import anomalies_pb2
+from tfx.types import standard_artifacts
+
+from isthmus.tfx_pipeline import evaluator, pusher
+from isthmus.tfx_pipeline.artifacts import ParityReport, Verdict
+
+Gates = dict[str, Any]
+
+
+@pytest.fixture
+def gates(artifact_at: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Gates:
+    """The artifacts of gates that were all passed."""
+    made = {
+        key: artifact_at(artifact_class, tmp_path / key)
+        for key, artifact_class in (
+            ("anomalies", standard_artifacts.ExampleAnomalies),
+            ("parity", ParityReport),
+            ("evaluation", standard_artifacts.ModelEvaluation),
+            ("model_blessing", standard_artifacts.ModelBlessing),
+            ("infra_blessing", standard_artifacts.InfraBlessing),
+        )
+    }
+    for artifact in made.values():
+        Path(artifact.uri).mkdir()
+    made["anomalies"].splits = ["test"]
+    set_anomalies(made, anomalies_pb2.Anomalies())
+    for key in ("parity", "infra_blessing"):
+        Verdict(passed=True, summary="fine").write(made[key])
+    made["model_blessing"].set_int_custom_property("blessed", 1)
+    # TFMA's files are test_evaluator's subject; here the sentences they lead to are given.
+    monkeypatch.setattr(evaluator, "refusals", lambda _: [])
+    return made
+
+
+def set_anomalies(gates: Gates, anomalies: anomalies_pb2.Anomalies) -> None:
+    """Leave what ExampleValidator found, as it does."""
+    folder = Path(gates["anomalies"].uri, "Split-test")
+    folder.mkdir(exist_ok=True)
+    (folder / "SchemaDiff.pb").write_bytes(anomalies.SerializeToString())
+
+
+@pytest.fixture
+def run_pusher(
+    execute: Callable[..., None], artifact_at: Callable[..., Any], tmp_path: Path
+) -> Callable[..., Any]:
+    """Run the component; returns the PushedModel artifact."""
+
+    def run(model: Any, gates: Gates) -> Any:
+        pushed = artifact_at(standard_artifacts.PushedModel, tmp_path / "pushed")
+        execute(
+            pusher.Executor,
+            inputs={"model": model, **gates},
+            outputs={"pushed_model": pushed},
+            properties={"base_directory": str(tmp_path / "serving")},
+        )
+        return pushed
+
+    return run
+
+
+def test_pushes_what_every_gate_has_passed(
+    make_model: Callable[..., Any], gates: Gates, run_pusher: Callable[..., Any], tmp_path: Path
+) -> None:
+    pushed = run_pusher(make_model(), gates)
+    assert pushed.get_int_custom_property("pushed") == 1
+    assert pushed.get_int_custom_property(pusher.FRESH) == 1
+    (version,) = (tmp_path / "serving").iterdir()
+    assert pushed.get_string_custom_property("pushed_destination") == str(version)
+    assert pushed.get_string_custom_property("pushed_version") == version.name
+    assert (version / "assets.extra" / "manifest.json").is_file()
+
+
+def test_the_same_content_is_pushed_once(
+    make_model: Callable[..., Any], gates: Gates, run_pusher: Callable[..., Any], tmp_path: Path
+) -> None:
+    first = run_pusher(make_model(), gates)
+    second = run_pusher(make_model(), gates)
+    assert second.get_int_custom_property("pushed") == 1
+    assert second.get_int_custom_property(pusher.FRESH) == 0
+    for key in ("pushed_destination", "pushed_version"):
+        assert second.get_string_custom_property(key) == first.get_string_custom_property(key)
+    assert len(list((tmp_path / "serving").iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("refuse", "reason"),
+    [
+        (
+            lambda gates: set_anomalies(gates, vanished_class()),
+            "ExampleValidator: test split, image/class/text: "
+            "Unexpected string values (Examples contain values missing from the schema: 9 (~10%))",
+        ),
+        (
+            lambda gates: Verdict(passed=False, summary="", reasons=["too far"]).write(gates["parity"]),
+            "ParityValidator: too far",
+        ),
+        (
+            lambda gates: Verdict(passed=False, summary="", reasons=["it died"]).write(
+                gates["infra_blessing"]
+            ),
+            "ServerValidator: it died",
+        ),
+        (
+            lambda gates: gates["model_blessing"].set_int_custom_property("blessed", 0),
+            "Evaluator: the model is not blessed",
+        ),
+        (
+            lambda gates: gates["infra_blessing"].set_int_custom_property("blessed", 0),
+            "ServerValidator: the model is not blessed",
+        ),
+        (
+            lambda gates: gates["parity"].set_int_custom_property("blessed", 0),
+            "ParityValidator: the model is not blessed",
+        ),
+    ],
+)
+def test_one_refusal_is_enough(
+    refuse: Callable[[Gates], None],
+    reason: str,
+    make_model: Callable[..., Any],
+    gates: Gates,
+    run_pusher: Callable[..., Any],
+    tmp_path: Path,
+) -> None:
+    refuse(gates)
+    pushed = run_pusher(make_model(), gates)
+    assert pushed.get_int_custom_property("pushed") == 0
+    assert json.loads(pushed.get_string_custom_property(pusher.NOT_PUSHED_BECAUSE)) == [reason]
+    assert not (tmp_path / "serving").exists()
+
+
+def vanished_class() -> anomalies_pb2.Anomalies:
+    """An anomaly as TFDV writes it."""
+    anomalies = anomalies_pb2.Anomalies()
+    info = anomalies.anomaly_info["image/class/text"]
+    info.short_description = "Unexpected string values"
+    info.description = "Examples contain values missing from the schema: 9 (~10%). "
+    return anomalies
+
+
+def test_evaluators_sentences_are_reasons(
+    make_model: Callable[..., Any],
+    gates: Gates,
+    run_pusher: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(evaluator, "refusals", lambda _: ["accuracy is low"])
+    pushed = run_pusher(make_model(), gates)
+    assert json.loads(pushed.get_string_custom_property(pusher.NOT_PUSHED_BECAUSE)) == [
+        "Evaluator: accuracy is low"
+    ]
+
+
+@pytest.mark.parametrize("gate", ["anomalies", "parity", "evaluation", "model_blessing", "infra_blessing"])
+def test_a_gate_that_is_not_wired_stops_the_push(
+    gate: str, make_model: Callable[..., Any], gates: Gates, run_pusher: Callable[..., Any], tmp_path: Path
+) -> None:
+    del gates[gate]
+    with pytest.raises(KeyError, match=gate):
+        run_pusher(make_model(), gates)
+    assert not (tmp_path / "serving").exists()
+
+
+@pytest.fixture
+def saved_model(tmp_path: Path) -> Path:
+    """Stands for a SavedModel: several files, one of them large enough that its copy takes a while."""
+    folder = tmp_path / "saved_model"
+    (folder / "assets").mkdir(parents=True)
+    (folder / "assets" / "large").write_bytes(bytes(20_000_000))
+    (folder / "saved_model.pb").write_bytes(b"graph")
+    return folder
+
+
+def test_a_server_sees_the_whole_version_or_none(saved_model: Path, tmp_path: Path) -> None:
+    base, seen, done = tmp_path / "serving", [], threading.Event()
+    base.mkdir()
+
+    def poll() -> None:
+        while not done.is_set():
+            for folder in base.iterdir():
+                if folder.name.isdecimal():
+                    large = folder / "assets" / "large"
+                    seen.append((folder / "saved_model.pb").exists() and large.stat().st_size == 20_000_000)
+
+    watcher = threading.Thread(target=poll)
+    watcher.start()
+    for _ in range(3):
+        pusher.push(saved_model, base)
+    done.set()
+    watcher.join()
+    assert all(seen)
+    assert len(pusher.versions(base)) == 3
+
+
+def test_versions_only_grow(saved_model: Path, tmp_path: Path) -> None:
+    base = tmp_path / "serving"
+    (base / "99999999999").mkdir(parents=True)
+    assert pusher.push(saved_model, base) == 100000000000
+    assert pusher.push(saved_model, base) == 100000000001
+
+
+def test_a_half_written_push_is_cleared_away_and_is_no_version(saved_model: Path, tmp_path: Path) -> None:
+    base = tmp_path / "serving"
+    half = base / ".pushing-1700000000"
+    half.mkdir(parents=True)
+    (half / "saved_model.pb").write_bytes(b"gr")
+    (base / "1700000000").mkdir()
+    assert pusher.versions(base) == []
+    version = pusher.push(saved_model, base)
+    assert not half.exists()
+    assert pusher.versions(base) == [version]
