@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 def lower_graph(onnx_path: Path | str) -> LoweredGraph:
     """ONNX image classifier -> callable: images float32 [N, H, W, C] -> logits float32 [N, num_classes].
 
-    The ONNX input is float32 [N, C, H, W] with a dynamic N. Raises LoweringError for a file that is no such model,
-    UnsupportedOperatorError (with op_type, domain, opset, node) for an operator without a lowering.
+    The ONNX input is float32 [N, C, H, W] with a dynamic N. Raises LoweringError for a file that is no such
+    model, UnsupportedOperatorError (with op_type, domain, opset, node) for an operator without a lowering.
     """
     from isthmus.export.tf_half.direct.lowering import lower_graph as lower
 

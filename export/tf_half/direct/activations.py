@@ -51,7 +51,7 @@ _register("Softsign", tf.math.softsign)
 _register("Mish", lambda x: x * tf.tanh(tf.math.softplus(x)))
 _register("HardSwish", lambda x: x * (tf.nn.relu6(x + 3.0) * np.float32(1 / 6)))
 _register("HardSigmoid", hard_sigmoid, {"alpha": 0.2, "beta": 0.5})
-_register("LeakyRelu", lambda x, alpha: tf.nn.leaky_relu(x, alpha), {"alpha": 0.01})
+_register("LeakyRelu", tf.nn.leaky_relu, {"alpha": 0.01})
 _register("Elu", lambda x, alpha: tf.where(x > 0, x, alpha * tf.math.expm1(x)), {"alpha": 1.0})
 _register(
     "Celu",

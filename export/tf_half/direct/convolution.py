@@ -71,10 +71,11 @@ def conv(node: Node, x: Value, w: Value, b: Value | None = None) -> Value:
     if x.rank == 3:  # a line is an image of height one
         tensor, kernel = tensor[:, None], kernel[:, :, None]
         strides, dilations, pads = [1, *strides], [1, *dilations], [(0, 0), *pads]
+    geometry: dict[str, Any] = {"strides": strides, "dilations": dilations, "pads": pads, "groups": groups}
     if kernel.ndim == 4:
-        result = _conv2d(tensor, kernel, strides, dilations, pads, groups)
+        result = _conv2d(tensor, kernel, **geometry)
     elif kernel.ndim == 5:
-        result = _conv3d(tensor, kernel, strides, dilations, pads, groups)
+        result = _conv3d(tensor, kernel, **geometry)
     else:
         raise node.unsupported(f"{kernel.ndim - 2} spatial axes; up to 3")
     if bias is not None and bias.any():
@@ -84,7 +85,9 @@ def conv(node: Node, x: Value, w: Value, b: Value | None = None) -> Value:
     return Value.of(result, order)
 
 
-def _conv2d(x: Any, w: np.ndarray, strides: list[int], dilations: list[int], pads: Pads, groups: int) -> Any:
+def _conv2d(
+    x: Any, w: np.ndarray, *, strides: list[int], dilations: list[int], pads: Pads, groups: int
+) -> Any:
     height, width, channels = x.shape[1:]
     padding: Any = [[0, 0], *[list(pair) for pair in pads], [0, 0]]
     if not np.any(pads):
@@ -111,7 +114,8 @@ def _depthwise(x: Any, w: np.ndarray, strides: list[int], dilations: list[int], 
         pads = same_pads(x.shape[1:3], kernel.shape[:2], strides, (1, 1))
         padding = [[0, 0], *[list(pair) for pair in pads], [0, 0]]
     if not isinstance(padding, str):
-        # Not handed to the operator: grappler's shape inference aborts the process on an explicit depthwise padding.
+        # Not handed to the operator: on an explicit depthwise padding grappler's shape inference aborts the
+        # whole process.
         x, padding = tf.pad(x, padding), "VALID"
     steps = [1, 1, 1, 1] if thinned else [1, *strides, 1]
     result = tf.nn.depthwise_conv2d(x, graph_constant(np.ascontiguousarray(kernel)), steps, padding)
@@ -126,7 +130,9 @@ def _dilate(kernel: np.ndarray, dilations: Sequence[int]) -> np.ndarray:
     return spread
 
 
-def _conv3d(x: Any, w: np.ndarray, strides: list[int], dilations: list[int], pads: Pads, groups: int) -> Any:
+def _conv3d(
+    x: Any, w: np.ndarray, *, strides: list[int], dilations: list[int], pads: Pads, groups: int
+) -> Any:
     if np.any(pads):
         x = tf.pad(x, [[0, 0], *[list(pair) for pair in pads], [0, 0]])
     kernel = _dilate(w.transpose(2, 3, 4, 1, 0), dilations)

@@ -6,7 +6,7 @@ from isthmus.export.errors import ExportError
 
 
 class LoweringError(ExportError):
-    """An ONNX file that cannot become a TensorFlow graph; the text names the node and what would be accepted."""
+    """An ONNX file that cannot become a TensorFlow graph; the text says where and what would be accepted."""
 
 
 class UnsupportedOperatorError(LoweringError):
@@ -22,5 +22,6 @@ class UnsupportedOperatorError(LoweringError):
         self.node = node
         self.reason = reason
         super().__init__(
-            f"cannot lower ONNX operator {op_type} (domain {self.domain}, opset {opset}) of node {node!r}: {reason}"
+            f"cannot lower ONNX operator {op_type} (domain {self.domain}, opset {opset}) "
+            f"of node {node!r}: {reason}"
         )

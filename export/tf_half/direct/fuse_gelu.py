@@ -28,7 +28,11 @@ def _match(graph: Graph, uses: Uses, erf: Node) -> tuple[str, Node] | None:
     product = uses.only_reader(plus_one.outputs[0], "Mul")
     if product is None:
         return None
-    other = other_input(product, plus_one.outputs[0])
+    return _with_half(graph, uses, source, product, other_input(product, plus_one.outputs[0]))
+
+
+def _with_half(graph: Graph, uses: Uses, source: str, product: Node, other: str) -> tuple[str, Node] | None:
+    """Find the factor 0.5: in `other`, the product's second factor, or in the product after it."""
     half = uses.producer(other, "Mul")
     if half is not None and source in half.inputs and is_scalar(graph, other_input(half, source), 0.5):
         return source, product
@@ -36,11 +40,10 @@ def _match(graph: Graph, uses: Uses, erf: Node) -> tuple[str, Node] | None:
     if last is None:
         return None
     final = other_input(last, product.outputs[0])
-    if other == source and is_scalar(graph, final, 0.5):
-        return source, last
-    if final == source and is_scalar(graph, other, 0.5):
-        return source, last
-    return None
+    halved = (other == source and is_scalar(graph, final, 0.5)) or (
+        final == source and is_scalar(graph, other, 0.5)
+    )
+    return (source, last) if halved else None
 
 
 def _scaled_source(graph: Graph, uses: Uses, name: str) -> str | None:

@@ -47,7 +47,7 @@ def _broadcast(shapes: list[Dims]) -> Dims:
 
 
 def merge_reshapes(graph: Graph) -> None:
-    """Linear layers see through reshapes of their leading axes; reshapes of reshapes and to the same shape vanish."""
+    """Linear layers see through reshapes of their leading axes; of reshapes in a row only the last stays."""
     _widen_linears(graph)
     producers = graph.producers()
     for node in list(graph.nodes):

@@ -85,33 +85,32 @@ def _channel_affine(
     graph: Graph, node: Node, source: str, width: int, axis: int
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """(factor, offset) per channel, when that is all a node does to its input."""
-    rank = len(graph.dims(source))
     if node.op_type == "BatchNormalization":
-        if axis != 1 or node.inputs[0] != source:
-            return None
-        arrays = [graph.constant(name) for name in node.inputs[1:5]]
-        if any(array is None for array in arrays):
-            return None
-        gamma, beta, mean, variance = (np.asarray(array, np.float64) for array in arrays)
-        factor = gamma / np.sqrt(variance + node.attrs.get("epsilon", 1e-5))
-        return factor, beta - mean * factor
-    if source not in node.inputs or node.inputs[0] == node.inputs[1]:
-        return None
+        return _batch_norm_affine(graph, node) if axis == 1 and node.inputs[0] == source else None
     position = node.inputs.index(source)
     array = graph.constant(node.inputs[1 - position])
     if array is None or graph.dims(node.outputs[0]) != graph.dims(source):
         return None
-    vector = _per_channel(array, width, axis, rank)
-    if vector is None:
+    vector = _per_channel(array, width, axis, len(graph.dims(source)))
+    if vector is None or (node.op_type == "Div" and position == 1):
         return None
     zero, one = np.zeros(width), np.ones(width)
-    if node.op_type == "Mul":
-        return vector, zero
-    if node.op_type == "Add":
-        return one, vector
-    if node.op_type == "Sub":
-        return (one, -vector) if position == 0 else (-one, vector)
-    return (1 / vector, zero) if position == 0 else None
+    sign = one if position == 0 else -one
+    return {
+        "Mul": lambda: (vector, zero),
+        "Div": lambda: (1 / vector, zero),
+        "Add": lambda: (one, vector),
+        "Sub": lambda: (sign, -sign * vector),
+    }[node.op_type]()
+
+
+def _batch_norm_affine(graph: Graph, node: Node) -> tuple[np.ndarray, np.ndarray] | None:
+    arrays = [graph.constant(name) for name in node.inputs[1:5]]
+    if any(array is None for array in arrays):
+        return None
+    gamma, beta, mean, variance = (np.asarray(array, np.float64) for array in arrays)
+    factor = gamma / np.sqrt(variance + node.attrs.get("epsilon", 1e-5))
+    return factor, beta - mean * factor
 
 
 def _per_channel(array: np.ndarray, width: int, axis: int, rank: int) -> np.ndarray | None:

@@ -1,7 +1,7 @@
 """Rewrites of the ONNX graph before it is emitted: fewer, larger operators that TensorFlow runs well.
 
-Every rewrite keeps the function the graph computes. Order matters: activations are recognised first, then matrix
-products become linear layers, then what is multiplied or added per channel goes into their weights.
+Every rewrite keeps the function the graph computes. Order matters: activations are recognised first, then
+matrix products become linear layers, then what is multiplied or added per channel goes into their weights.
 """
 
 from __future__ import annotations

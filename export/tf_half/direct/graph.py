@@ -129,8 +129,8 @@ def static_dims(shape: Iterable[int], samples: int = 1) -> Dims:
 def read_graph(path: Path) -> Graph:
     """Parse an ONNX file.
 
-    Raises LoweringError when the file is not ONNX, and UnsupportedOperatorError for operators outside the standard
-    domain. Nothing from the file is executed.
+    Raises LoweringError when the file is not ONNX, and UnsupportedOperatorError for operators outside the
+    standard domain. Nothing from the file is executed.
     """
     import onnx
 

@@ -70,7 +70,7 @@ def gather_elements(node: Node, x: Value, indices: Value) -> Value:
 
 
 def _full_index(index: Any, axis: int) -> Any:
-    """Coordinates [..., rank] that address, for every element of `index`, its own place with `axis` replaced."""
+    """Coordinates [..., rank]: for every element of `index` its own place, with `axis` replaced by it."""
     sizes = tf.unstack(tf.shape(index, out_type=index.dtype))
     grid = list(tf.meshgrid(*[tf.range(size) for size in sizes], indexing="ij"))
     grid[axis] = index

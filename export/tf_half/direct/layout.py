@@ -1,4 +1,4 @@
-"""Axis-order bookkeeping: broadcasting values of different orders, and reshaping without transposing first."""
+"""Axis-order bookkeeping: broadcasting values of different orders, reshaping without transposing first."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from isthmus.export.tf_half.direct.values import (
 
 
 def aligned(values: Sequence[Value]) -> tuple[list[Any], Order]:
-    """Tensors that broadcast against each other as ONNX (numpy) broadcasts the values, and the order of the result.
+    """Tensors that broadcast against each other as ONNX (numpy) broadcasts the values, and the order.
 
-    Constants are turned at lowering time; the busiest order among the tensors wins, so that usually nothing moves.
+    Constants are turned at lowering time; the busiest order among the tensors wins: usually nothing moves.
     """
     rank = max(value.rank for value in values)
     order = common_order(values)
@@ -40,7 +40,7 @@ def elementwise(function: Callable[..., Any], *values: Value) -> Value:
 
 
 def common_order(values: Sequence[Value]) -> Order:
-    """The order in which most elements of the full-rank tensors are already stored; channels-last breaks ties."""
+    """The order in which most elements of the full-rank tensors are stored; channels-last breaks ties."""
     rank = max(value.rank for value in values)
     weights: dict[Order, float] = {}
     for value in values:
@@ -53,7 +53,7 @@ def common_order(values: Sequence[Value]) -> Order:
 
 
 def _broadcastable(value: Value, order: Order, *, may_drop_ones: bool) -> Any:
-    """The value's tensor with axes in `order`; leading axes of size one are left out where that changes nothing."""
+    """The value's tensor with axes in `order`; leading axes of size one are left out where they may be."""
     rank = len(order)
     missing = rank - value.rank
     if value.constant is not None:
@@ -81,8 +81,8 @@ def _broadcastable(value: Value, order: Order, *, may_drop_ones: bool) -> Any:
 def reshape(value: Value, target: Dims) -> Value:
     """ONNX Reshape to a resolved shape.
 
-    When every group of axes that merges or splits lies together in storage, the storage itself is reshaped and the
-    order is carried along; only otherwise are the axes first brought into ONNX's order.
+    When every group of axes that merges or splits lies together in storage, the storage itself is reshaped
+    and the order is carried along; only otherwise are the axes first brought into ONNX's order.
     """
     source = value.known_dims()
     if source == target:
@@ -131,7 +131,7 @@ def _is_one(dim: Dim) -> bool:
 
 
 def _matching_groups(source: Dims, target: Dims) -> list[tuple[list[int], list[int]]] | None:
-    """Split both shapes into the smallest consecutive groups with equal products; axes of size one join any group."""
+    """Split both shapes into the smallest consecutive groups with equal products."""
     samples = len(source[0]) if source else 1
     one = (1,) * samples
     groups: list[tuple[list[int], list[int]]] = []

@@ -1,9 +1,9 @@
 """From an ONNX file to a TensorFlow function: probe the shapes, fuse, then emit operator by operator.
 
-The graph is walked three times. Two probes at fixed batch sizes evaluate everything that does not depend on pixels
-(the shape arithmetic that exporters leave behind) and record every shape; what differs between the two is an affine
-function of the batch. The third walk, once per trace of the returned callable, emits the operators with static
-shapes everywhere except where the batch enters.
+The graph is walked three times. Two probes at fixed batch sizes evaluate everything that does not depend on
+pixels (the shape arithmetic that exporters leave behind) and record every shape; what differs between the two
+is an affine function of the batch. The third walk, once per trace of the returned callable, emits the
+operators with static shapes everywhere except where the batch enters.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ operators.register_all()
 
 
 class GraphFunction:
-    """An ONNX graph as a function of tensors: `function({name: tensor})` emits it into the current TensorFlow graph.
+    """An ONNX graph as a function of tensors: `function({name: tensor})` emits it into the current graph.
 
-    Any number of inputs and outputs of any rank; an input may have its first axis open, which is then the batch.
+    Any number of inputs and outputs of any rank; an input's first axis may be open: it is then the batch.
     """
 
     def __init__(self, graph: Graph, orders: Mapping[str, Order] | None = None) -> None:
@@ -46,6 +46,8 @@ class GraphFunction:
     def __call__(self, feeds: Mapping[str, tf.Tensor]) -> list[tf.Tensor]:
         """The outputs, in ONNX's axis order."""
         values = {name: Value.of(feeds[name], order) for name, order in self.orders.items()}
+        for name, value in values.items():
+            value.dims = self.graph.dims(name)
         batched = [
             values[entry.name] for entry in self.graph.inputs if entry.shape and entry.shape[0] is None
         ]
@@ -117,7 +119,7 @@ def _running(run: Run) -> Iterator[None]:
 
 
 def probe(graph: Graph, orders: Mapping[str, Order]) -> None:
-    """Fill `graph.facts` by walking the graph at each of PROBED_BATCH_SIZES, and drop what turned out constant."""
+    """Fill `graph.facts` by walking the graph at PROBED_BATCH_SIZES, and drop what turned out constant."""
     invariant: dict[str, np.ndarray] = dict(graph.constants)
     walks: list[dict[str, Value]] = []
     for batch_size in PROBED_BATCH_SIZES:
@@ -176,7 +178,7 @@ def _compare(name: str, values: list[Value]) -> Fact:
 
 
 def _walk(graph: Graph, feeds: Mapping[str, Value], invariant: dict[str, np.ndarray]) -> dict[str, Value]:
-    """One probe: every value of the graph, constants evaluated. `invariant` carries over what needs no batch."""
+    """One probe: every value, constants evaluated. `invariant` carries over what needs no batch."""
     env = {name: Value.const(array) for name, array in graph.constants.items()}
     env.update(feeds)
     for node in graph.nodes:

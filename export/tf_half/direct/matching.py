@@ -25,7 +25,7 @@ class Uses:
         return self._consumers.get(name, [])
 
     def only_reader(self, name: str, *op_types: str) -> Node | None:
-        """The single node that reads a value that nobody else needs, if it is of one of the types (any if none)."""
+        """The node that alone reads a value, if it is of one of the types (of any, when none is given)."""
         readers = self._consumers.get(name, [])
         if len(readers) != 1 or name in self.graph.outputs:
             return None

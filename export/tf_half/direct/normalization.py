@@ -28,7 +28,9 @@ def _multiply_add(x: Value, scale: Value | None, shift: Value | None) -> Value:
 
 
 @op("BatchNormalization", since=7)
-def batch_normalization(node: Node, x: Value, scale: Value, bias: Value, mean: Value, var: Value) -> Value:
+def batch_normalization(  # noqa: PLR0917 - ONNX's inputs
+    node: Node, x: Value, scale: Value, bias: Value, mean: Value, var: Value
+) -> Value:
     """Inference only: one multiply-add with numbers computed here."""
     if node.attrs.get("training_mode", 0):
         raise node.unsupported("training_mode=1; export the model in evaluation mode")
@@ -49,8 +51,8 @@ def batch_normalization(node: Node, x: Value, scale: Value, bias: Value, mean: V
 def normalize(x: Value, axes: list[int], epsilon: float) -> Value:
     """(x - mean) / sqrt(variance + epsilon) over logical axes.
 
-    Written with x * r - mean * r, which none of the patterns of grappler's remapper matches: its oneDNN LayerNorm
-    puts 0.001 in the place of any epsilon.
+    The variance is the mean square of what is left after the mean, and the scale is multiplied in last: no
+    pattern of grappler's remapper matches. Its oneDNN LayerNorm would put 0.001 in the place of any epsilon.
     """
     tensor = x.tensor if x.constant is None else x.logical()
     stored = sorted(x.axis(axis) for axis in axes)

@@ -13,7 +13,7 @@ from isthmus.export.tf_half.direct.values import Value, graph_constant
 
 
 @op("LSTM", since=7)
-def lstm(
+def lstm(  # noqa: PLR0917 - ONNX's inputs
     node: Node,
     x: Value,
     w: Value,
@@ -60,7 +60,7 @@ def lstm(
 def _one_direction(
     x: Any, kernel: np.ndarray, bias: np.ndarray, start: list[Any], reverse: bool
 ) -> tuple[Any, ...]:
-    """kernel [4H, I + H] with ONNX's gate order i, o, f, c; TensorFlow's block kernel wants i, c, f, o."""
+    """kernel [4H, I + H] with ONNX's gate order i, o, f, c; TensorFlow's block kernel wants i, f, c, o."""
     inputs, outputs, forgets, cells = np.split(kernel, 4, axis=0)
     b_in, b_out, b_forget, b_cell = np.split(bias, 4)
     hidden = inputs.shape[0]
@@ -71,11 +71,11 @@ def _one_direction(
         x=sequence,
         cs_prev=start[1],
         h_prev=start[0],
-        w=graph_constant(np.ascontiguousarray(np.concatenate([inputs, cells, forgets, outputs], 0).T)),
+        w=graph_constant(np.ascontiguousarray(np.concatenate([inputs, forgets, cells, outputs], 0).T)),
         wci=none,
         wcf=none,
         wco=none,
-        b=graph_constant(np.concatenate([b_in, b_cell, b_forget, b_out])),
+        b=graph_constant(np.concatenate([b_in, b_forget, b_cell, b_out])),
         cell_clip=0,
         use_peephole=False,
     )

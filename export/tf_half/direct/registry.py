@@ -54,7 +54,7 @@ def supported_operators() -> list[str]:
 
 
 def constant_input(node: Node, value: Value | None, what: str) -> np.ndarray:
-    """The array of an input that must not depend on the images; raises UnsupportedOperatorError when it does."""
+    """The array of an input that must not depend on the images; UnsupportedOperatorError when it does."""
     if value is None or value.constant is None:
         raise node.unsupported(f"its {what} must be a constant")
     return value.constant

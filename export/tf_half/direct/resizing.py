@@ -135,7 +135,7 @@ def _weights(node: Node, mode: str, coordinates: np.ndarray, have: int, scale: f
     taps = base[:, None] + np.arange(-reach, reach + 1)[None]
     weights = kernel((taps - coordinates[:, None]) / stretch)
     inside = (taps >= 0) & (taps < have)
-    if antialias or node.attrs.get("exclude_outside", 0):
+    if node.attrs.get("exclude_outside", 0):
         weights = np.where(inside, weights, 0)
     if antialias or node.attrs.get("exclude_outside", 0):
         weights = weights / weights.sum(1, keepdims=True)

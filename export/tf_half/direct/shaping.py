@@ -45,7 +45,7 @@ def size(_: Node, x: Value) -> Value:
     return Value.of(tf.size(x.logical(), out_type=tf.int64))
 
 
-def _target(node: Node, x: Value, sizes: list[int], keep_zero: bool) -> Dims:
+def _target(x: Value, sizes: list[int], keep_zero: bool) -> Dims:
     """A shape with 0 (copy) and -1 (infer) resolved against a statically shaped value."""
     known = [dim or 0 for dim in x.shape]
     resolved = [known[i] if entry == 0 and not keep_zero else entry for i, entry in enumerate(sizes)]
@@ -75,7 +75,7 @@ def reshape(node: Node, x: Value, target: Value | None = None) -> Value:
     if _recorded(node) is not None:
         return _as_shape(node, x, None)
     sizes = constant_ints(node, target, "shape")
-    return _as_shape(node, x, _target(node, x, sizes, bool(node.attrs.get("allowzero", 0))))
+    return _as_shape(node, x, _target(x, sizes, bool(node.attrs.get("allowzero", 0))))
 
 
 @op("Flatten")

@@ -57,7 +57,7 @@ def _split(node: Node, x: Value, sizes: list[int] | None) -> list[Value]:
 
 
 @op("Slice", since=10)
-def slice_(
+def slice_(  # noqa: PLR0917 - ONNX's inputs
     node: Node, x: Value, starts: Value, ends: Value, axes: Value | None = None, steps: Value | None = None
 ) -> Value:
     """Strided ranges along some axes; bounds that follow the batch are allowed."""
@@ -90,24 +90,24 @@ def _bounds(node: Node, value: Value, what: str) -> list[Any]:
 
 def _slice(x: Value, ranges: list[tuple[int, Any, Any, int]]) -> Value:
     index: list[slice] = [slice(None)] * x.rank
-    whole = True
     for axis, start, end, step in ranges:
-        size = x.shape[axis]
-        if isinstance(start, int) and isinstance(end, int):
-            if size is not None:
-                start, end = _clamped(start, end, step, size)
-                whole = whole and (start, end, step) == (0, size, 1)
-                end = None if end < 0 else end  # a backward range that includes the first position
-            else:
-                whole = whole and start == 0 and end >= 2**31 - 1 and step == 1
-                start, end = _open_ended(start, end, step)
-        else:
-            whole = False
-        index[x.axis(axis)] = slice(start, end, step)
-    if whole:
+        index[x.axis(axis)] = _resolved(x.shape[axis], start, end, step)
+    if all(entry == slice(None) for entry in index):
         return x
-    tensor = x.tensor if x.constant is None else x.stored(x.order)
-    return Value.of(tensor[tuple(index)], x.order)
+    return Value.of(x.stored(x.order)[tuple(index)], x.order)
+
+
+def _resolved(size: int | None, start: Any, end: Any, step: int) -> slice:
+    """One range as a Python slice; slice(None) when it takes everything."""
+    if not isinstance(start, int) or not isinstance(end, int):
+        return slice(start, end, step)
+    if size is None:
+        first, last = _open_ended(start, end, step)
+        return slice(None) if (first, last, step) == (0, None, 1) else slice(first, last, step)
+    first, last = _clamped(start, end, step, size)
+    if (first, last, step) == (0, size, 1):
+        return slice(None)
+    return slice(first, None if last < 0 else last, step)  # below zero: a backward range down to the first
 
 
 def _clamped(start: int, end: int, step: int, size: int) -> tuple[int, int]:

@@ -1,8 +1,8 @@
 """A value while a graph is being lowered: a numpy constant, an affine function of the batch, or a TF tensor.
 
-A tensor is kept in whatever axis order it was produced in (its *storage*), together with that order, so that an ONNX
-Transpose costs nothing until an operator insists on another order, and a chain of convolutions stays NHWC although
-ONNX thinks in NCHW. `order[i]` is the logical (ONNX) axis that storage axis i holds.
+A tensor is kept in whatever axis order it was produced in (its *storage*), together with that order: an ONNX
+Transpose costs nothing until an operator insists on another order, and a chain of convolutions stays NHWC
+although ONNX thinks in NCHW. `order[i]` is the logical (ONNX) axis that storage axis i holds.
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ def graph_constant(array: np.ndarray) -> Any:
 
 
 def dims_spec(dims: Sequence[Dim]) -> Any:
-    """A shape argument for tf.reshape: numbers, one -1 for the single batch-dependent size, or else a tensor."""
+    """A shape for tf.reshape: numbers, with one -1 for a single batch-dependent size, or else a tensor."""
     run = current_run.get()
     slopes, offsets = zip(*(run.affine_dim(dim) for dim in dims), strict=True) if dims else ((), ())
     dynamic = sum(slope != 0 for slope in slopes)

@@ -49,6 +49,7 @@ def make_model(
     model.ir_version = 8 if opset <= 17 else 10
     inferred = onnx.shape_inference.infer_shapes(model)
     for value in inferred.graph.output:  # only the element type: the shape is what is under test
+        value.type.tensor_type.elem_type = value.type.tensor_type.elem_type or TensorProto.FLOAT
         value.type.tensor_type.ClearField("shape")
     return inferred
 
@@ -71,7 +72,7 @@ def lowered(model: onnx.ModelProto, feeds: Arrays, *, channels_last: bool = Fals
         if open_batch[name]:
             shape[0] = None
         specs[name] = tf.TensorSpec(shape, array.dtype)
-    traced = tf.function(lambda tensors: function(tensors), input_signature=[specs], autograph=False)
+    traced = tf.function(function, input_signature=[specs], autograph=False)
     return [
         np.asarray(result) for result in traced({name: tf.constant(array) for name, array in stored.items()})
     ]
@@ -89,7 +90,7 @@ def reference(model: onnx.ModelProto, feeds: Arrays) -> list[np.ndarray]:
 
 @pytest.fixture(scope="session")
 def agree() -> Callable[..., list[np.ndarray]]:
-    """Assert that the lowering answers as ONNX Runtime does, for inputs stored either way; returns the answers."""
+    """Assert that the lowering answers as ONNX Runtime does, inputs stored either way."""
 
     def check(
         nodes: onnx.NodeProto | Sequence[onnx.NodeProto],

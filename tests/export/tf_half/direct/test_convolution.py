@@ -24,7 +24,7 @@ CONVOLUTIONS = [
 @pytest.mark.parametrize(
     ("channels", "outputs", "groups"), [(6, 4, 1), (6, 6, 6), (6, 12, 6), (6, 4, 2), (1, 3, 1)]
 )
-def test_conv2d(agree, rng, attributes, channels, outputs, groups):
+def test_conv2d(agree, rng, *, attributes, channels, outputs, groups):
     x = rng.standard_normal((3, channels, 11, 10), np.float32)
     w = rng.standard_normal((outputs, channels // groups, 3, 3), np.float32)
     b = rng.standard_normal(outputs, np.float32)

@@ -38,7 +38,7 @@ def test_axes_by_attribute(agree, rng, op_type):
 @pytest.mark.parametrize("select_last_index", [0, 1])
 @pytest.mark.parametrize(("axis", "keepdims"), [(1, 0), (-1, 1), (2, 0)])
 @pytest.mark.parametrize("op_type", ["ArgMax", "ArgMin"])
-def test_arg(agree, rng, op_type, axis, keepdims, select_last_index):
+def test_arg(agree, rng, *, op_type, axis, keepdims, select_last_index):
     x = rng.integers(0, 3, (2, 3, 4, 5)).astype(np.float32)
     attributes = {"axis": axis, "keepdims": keepdims, "select_last_index": select_last_index}
     agree(helper.make_node(op_type, ["x"], ["y"], **attributes), {"x": x})
