@@ -16,7 +16,7 @@ from isthmus.serving import config
 from isthmus.serving.config import ServingConfig
 from isthmus.serving.errors import ServingError
 
-__all__ = ["UNSUPPORTED", "parse"]
+__all__ = ["UNSUPPORTED", "help_text", "parse"]
 
 # Flags of tensorflow_model_server that mean nothing here: refused by name, never ignored.
 UNSUPPORTED = (
@@ -54,6 +54,11 @@ def parse(arguments: Sequence[str]) -> ServingConfig:
     _refuse_unsupported(arguments)
     values = vars(parser.parse_args(list(arguments)))
     return ServingConfig(**{name: value for name, value in values.items() if value is not None})
+
+
+def help_text() -> str:
+    """What `--help` prints."""
+    return _parser().format_help()
 
 
 class _Parser(argparse.ArgumentParser):

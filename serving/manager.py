@@ -106,9 +106,11 @@ class ModelManager:
         if not self._reloading.acquire(timeout=-1 if timeout_s is None else timeout_s):
             raise RequestError(Code.DEADLINE_EXCEEDED, "another configuration is still being loaded")
         try:
+            # The original words the first configuration's failure and a later one's differently.
+            what = "model" if self._settings else "servable"
             new = settings.keys() - self._settings.keys()
             self._configure(settings)
-            self.wait_until_available(new, what="model", timeout_s=timeout_s)
+            self.wait_until_available(new, what=what, timeout_s=timeout_s)
         finally:
             self._reloading.release()
 

@@ -35,7 +35,8 @@ _LITERALS: dict[int, tuple[bytes, bool | None]] = {
     ord("f"): (b"false", False),
 }
 _WHITE = b" \n\r\t"
-_MAX_DEPTH = 500
+# RapidJSON itself has no limit and overflows its stack; a tensor has at most 254 dimensions.
+_MAX_DEPTH = 300
 
 
 def parse(text: bytes) -> Any:

@@ -155,7 +155,10 @@ class Service:
             "status": self._rest_status,
             "metadata": self._rest_metadata,
         }
-        return handlers[route.verb](route.model, body)
+        try:
+            return handlers[route.verb](route.model, body)
+        except RecursionError as error:
+            raise RequestError(Code.INVALID_ARGUMENT, "the JSON is nested too deeply") from error
 
     def _rest_classify(self, ref: ModelRef, body: bytes) -> bytes:
         signature, example_input = json_examples.parse_examples(body)

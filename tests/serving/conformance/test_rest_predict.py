@@ -372,6 +372,12 @@ def test_wrong_rank(target: Any) -> None:
     assert answer.status == 400
 
 
+@pytest.mark.parametrize("depth", [200, 900, 5000])
+def test_deep_nesting_is_a_bad_request(target: Any, depth: int) -> None:
+    answer = target.post(HALF, '{"instances": ' + "[" * depth + "1.0" + "]" * depth + "}")
+    assert answer.status == 400
+
+
 def test_large_body(target: Any) -> None:
     values = [i / 7 for i in range(100_000)]
     answer = target.post(ECHO, json.dumps({"signature_name": "echo_float64", "inputs": values}))

@@ -1,0 +1,62 @@
+"""tensorflow_model_server's command line."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from isthmus.serving import flags
+from isthmus.serving.config import ServingConfig
+from isthmus.serving.errors import ServingError
+
+
+def test_defaults() -> None:
+    assert flags.parse([]) == ServingConfig()
+
+
+def test_every_field_is_a_flag() -> None:
+    for field in dataclasses.fields(ServingConfig):
+        assert f"--{field.name}" in flags.help_text()
+
+
+@pytest.mark.parametrize("spelling", [["--port=9000"], ["--port", "9000"]])
+def test_value(spelling: list[str]) -> None:
+    assert flags.parse(spelling).port == 9000
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("--enable_model_warmup", True),
+        ("--enable_model_warmup=true", True),
+        ("--enable_model_warmup=false", False),
+        ("--enable_model_warmup=0", False),
+    ],
+)
+def test_boolean(argument: str, value: bool) -> None:
+    assert flags.parse([argument]).enable_model_warmup is value
+
+
+def test_paths() -> None:
+    config = flags.parse(["--model_base_path=/models/m", "--model_config_file=/m.config"])
+    assert (config.model_base_path, config.model_config_file) == (Path("/models/m"), Path("/m.config"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--platform_config_file=x"], "--platform_config_file of tensorflow_model_server is not supported"),
+        (["--no_such_flag=1"], "unrecognized arguments: --no_such_flag=1; .*--help.* lists the flags"),
+        (["--por=1"], "unrecognized arguments: --por=1"),
+        (["--port=x"], "argument --port: invalid int value: 'x'"),
+        (["--enable_model_warmup=maybe"], "'maybe' is neither true nor false"),
+        (["digits"], "unrecognized arguments: digits"),
+    ],
+)
+def test_refused(arguments: list[str], text: str) -> None:
+    with pytest.raises(ServingError, match=text):
+        flags.parse(arguments)
+
+
+def test_no_flag_is_both_supported_and_refused() -> None:
+    assert not set(flags.UNSUPPORTED) & {field.name for field in dataclasses.fields(ServingConfig)}

@@ -1,0 +1,244 @@
+"""The server as a process: start, failures, hot reload under load, drain, retries."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from isthmus.serving.client import GrpcClient, RestClient
+from isthmus.serving.errors import RequestError, ServingError
+from isthmus.serving.process import ServerProcess
+from isthmus.serving.status import Code
+
+X = np.array([1.0, 2.0], np.float32)
+
+
+@pytest.fixture(scope="module")
+def base(models_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base path with version 1 of half_plus_n."""
+    base = tmp_path_factory.mktemp("base")
+    shutil.copytree(models_root / "half_plus_n" / "1", base / "1")
+    return base
+
+
+@pytest.fixture(scope="module")
+def server(base: Path) -> Iterator[ServerProcess]:
+    """A server of that base path that looks for versions ten times a second."""
+    with ServerProcess("half", base, flags=["--file_system_poll_wait_seconds=0.1"]) as server:
+        yield server
+
+
+def run_server(*flags: str, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
+    """A server that is expected to end by itself."""
+    command = [sys.executable, "-m", "isthmus.serving", *flags]
+    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=timeout_s)
+
+
+def push(source: Path, base: Path, version: str) -> None:
+    """Publish a version as an exporter does: copied beside, then renamed."""
+    shutil.copytree(source, base / f".tmp-{version}")
+    (base / f".tmp-{version}").rename(base / version)
+
+
+def wait_for(client: RestClient, states: list[tuple[int, str]], timeout_s: float = 30) -> None:
+    """Until the model's versions are in these states."""
+    deadline = time.monotonic() + timeout_s
+    while (seen := [(s.version, s.state) for s in client.status("half")]) != states:
+        assert time.monotonic() < deadline, seen
+        time.sleep(0.05)
+
+
+# ---- both clients against it ----
+
+
+@pytest.mark.parametrize("wire", ["grpc", "rest"])
+def test_clients(server: ServerProcess, wire: str) -> None:
+    client = GrpcClient(port=server.grpc_port) if wire == "grpc" else RestClient(port=server.rest_port)
+    with client:
+        (answer,) = client.predict("half", {"x": X}).items()
+        assert answer[0] == "y"
+        np.testing.assert_array_equal(answer[1], np.array([1.5, 2.0], np.float32))
+        assert answer[1].dtype == np.float32
+        assert client.predict("half", {"x": [1, 2.0]}, version=1)["y"].tolist() == [1.5, 2.0]
+        assert [(s.version, s.state, s.error_code) for s in client.status("half")] == [(1, "AVAILABLE", "OK")]
+        assert client.wait_until_available("half") == 1
+        signature = client.metadata("half")["serving_default"]
+        assert signature.inputs["x"].shape == (-1,)
+        assert signature.outputs["y"].dtype == "float"
+        with pytest.raises(RequestError, match="Servable not found for request: Latest") as caught:
+            client.predict("nope", {"x": X})
+        assert caught.value.code is Code.NOT_FOUND
+        with pytest.raises(ServingError, match=r"no version of 'nope' became available within 0\.2 s"):
+            client.wait_until_available("nope", timeout_s=0.2)
+
+
+def test_no_server_is_unavailable() -> None:
+    for client in (GrpcClient(port=1, timeout_s=2), RestClient(port=1)):
+        with client, pytest.raises(RequestError) as caught:
+            client.status("half")
+        assert caught.value.code is Code.UNAVAILABLE
+
+
+# ---- versions ----
+
+
+def test_hot_reload_under_load_fails_no_request(server: ServerProcess, base: Path, models_root: Path) -> None:
+    stop, answers, failures = threading.Event(), set(), []
+
+    def ask() -> None:
+        with GrpcClient(port=server.grpc_port) as client:
+            while not stop.is_set():
+                try:
+                    answers.add(tuple(client.predict("half", {"x": X})["y"].tolist()))
+                except RequestError as error:
+                    failures.append(error)
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    with RestClient(port=server.rest_port) as client:
+        push(models_root / "half_plus_n" / "2", base, "2")
+        wait_for(client, [(2, "AVAILABLE"), (1, "END")])
+        push(models_root / "half_plus_n" / "3", base, "00000003")
+        wait_for(client, [(3, "AVAILABLE"), (2, "END"), (1, "END")])
+        shutil.rmtree(base / "00000003")
+        wait_for(client, [(3, "END"), (2, "AVAILABLE"), (1, "END")])
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    assert answers == {(1.5, 2.0), (2.5, 3.0), (3.5, 4.0)}
+
+
+def test_incomplete_and_foreign_folders_are_ignored(server: ServerProcess, base: Path) -> None:
+    for name in ("9", "latest", "-5", "1.5"):
+        (base / name / "variables").mkdir(parents=True)
+    (base / "77").write_text("a file")
+    time.sleep(0.5)
+    with RestClient(port=server.rest_port) as client:
+        assert (client.status("half")[0].version, client.status("half")[0].state) == (3, "END")
+        assert client.wait_until_available("half") == 2
+    shutil.rmtree(base / "9")
+    (base / "77").unlink()
+
+
+def test_broken_version_is_reported_and_the_old_one_goes_on(server: ServerProcess, base: Path) -> None:
+    (base / "20").mkdir()
+    (base / "20" / "saved_model.pb").write_bytes(b"no model at all")
+    with RestClient(port=server.rest_port) as client:
+        wait_for(client, [(20, "END"), (3, "END"), (2, "AVAILABLE"), (1, "END")])
+        (broken, *_) = client.status("half")
+        assert broken.error_code == "INVALID_ARGUMENT"
+        assert "Could not load the SavedModel at" in broken.error_message
+        assert client.predict("half", {"x": X})["y"].tolist() == [2.5, 3.0]
+    shutil.rmtree(base / "20")
+
+
+# ---- start ----
+
+
+def test_broken_model_ends_the_start_with_its_error(tmp_path: Path) -> None:
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "saved_model.pb").write_bytes(b"no model at all")
+    with (
+        pytest.raises(ServingError, match="stopped with exit code 1") as caught,
+        ServerProcess("m", tmp_path),
+    ):
+        pass
+    text = str(caught.value)
+    assert "Failed to start server. Error: UNKNOWN: 1 servable(s) did not become available: " in text
+    assert "{{{name: m version: 1} due to error: INVALID_ARGUMENT: Could not load the SavedModel" in text
+
+
+def test_no_version_in_time(tmp_path: Path) -> None:
+    process = ServerProcess("m", tmp_path, start_timeout_s=12)
+    with (
+        pytest.raises(ServingError, match="no version of 'm' became available within 12 s") as caught,
+        process,
+    ):
+        pass
+    assert "No versions of servable m found under base path" in str(caught.value)
+    assert not process.is_alive()
+
+
+@pytest.mark.parametrize("flag", ["port", "rest_api_port"])
+def test_port_in_use_is_one_line(tmp_path: Path, flag: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        ports = {"port": 0, "rest_api_port": 0, flag: port}
+        flags = [f"--{name}={value}" for name, value in ports.items()]
+        run = run_server(f"--model_base_path={tmp_path}", *flags, timeout_s=20)
+    assert run.returncode == 1
+    assert run.stdout == ""
+    last = run.stderr.splitlines()[-1]
+    assert last.startswith(f"error: cannot listen on 127.0.0.1:{port} for ")
+    assert f"--{flag}" in last
+    assert "Traceback" not in run.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        ([], "error: no model to serve: give --model_base_path (with --model_name) or --model_config_file"),
+        (["--model_config_file=/nope"], "error: cannot read /nope: No such file or directory"),
+        (
+            ["--xla_gpu_compilation_enabled"],
+            "error: --xla_gpu_compilation_enabled of tensorflow_model_server is",
+        ),
+    ],
+)
+def test_bad_flags_are_one_line(flags: list[str], text: str) -> None:
+    run = run_server(*flags, "--port=0", "--rest_api_port=0", timeout_s=20)
+    assert run.returncode == 1
+    assert run.stderr.startswith(text)
+    assert len(run.stderr.splitlines()) == 1
+
+
+def test_invalid_model_config_file(tmp_path: Path) -> None:
+    config = tmp_path / "models.config"
+    config.write_text("model_config_list { config { nome: 'x' } }")
+    run = run_server(f"--model_config_file={config}", timeout_s=20)
+    assert run.returncode == 1
+    assert f"error: Invalid protobuf file: '{config}': 1:30" in run.stderr
+
+
+# ---- end ----
+
+
+def test_sigterm_finishes_requests_in_flight(models_root: Path) -> None:
+    with ServerProcess("half", models_root / "half_plus_n") as server:
+        values = np.zeros(3_000_000, np.float32)
+        finished: list[int] = []
+
+        def ask() -> None:
+            with GrpcClient(port=server.grpc_port) as client:
+                finished.append(len(client.predict("half", {"x": values})["y"]))
+
+        with GrpcClient(port=server.grpc_port) as warm:
+            warm.predict("half", {"x": X})
+        thread = threading.Thread(target=ask)
+        thread.start()
+        time.sleep(0.05)
+        os.kill(server.pid, signal.SIGTERM)
+        thread.join()
+        assert finished == [3_000_000]
+
+
+def test_announcement_is_one_json_line(models_root: Path) -> None:
+    process = ServerProcess("half", models_root / "half_plus_n")
+    with process:
+        announced = json.dumps({"grpc_port": process.grpc_port, "rest_port": process.rest_port})
+        assert json.loads(announced)["grpc_port"] > 0
+        log = process.log_path
+    assert not process.is_alive()
+    assert not log.exists()
