@@ -63,7 +63,7 @@ class Verification:
         batch_sizes: Sequence[int],
         gates: GateConfig,
     ) -> None:
-        """`loaded` is what `tf.saved_model.load` gave, `session` the v1 loader; the rest as in the request."""
+        """`loaded` is what `tf.saved_model.load` gave, `session` the v1 loader; the rest: the request."""
         self.path, self.loaded, self.session = saved_model, loaded, session
         self.reference, self.labels, self.head = reference, labels, head
         self.gates = gates

@@ -1,0 +1,223 @@
+"""The export stage: what it publishes, what it refuses and what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from isthmus.export import bundle as bundles
+from isthmus.export import checkpoint as checkpoints
+from isthmus.export import manifest as manifests
+from isthmus.export.config import STAGES, ExportConfig, GateConfig, Override
+from isthmus.export.errors import ExportError, ParityRefusedError
+from isthmus.export.run import export
+
+RECIPE = {"name": "toy", "data": {"root": Path("images")}}
+
+
+def run(checkpoint: Path, home: Path, config: ExportConfig | None = None, **changes: Any) -> Path:
+    arguments: dict[str, Any] = {
+        "name": "toy",
+        "checkpoint": checkpoint,
+        "data_root": None,
+        "config": config or ExportConfig(reference_images=16),
+        "home": home,
+        "recipe": RECIPE,
+        **changes,
+    }
+    return export(**arguments)
+
+
+def visible(home: Path) -> list[str]:
+    folder = home / "bundles" / "toy"
+    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+
+
+def test_without_images_nothing_starts(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"no images at .*nowhere: parity is measured on real ones"):
+        run(checkpoint, tmp_path, data_root=tmp_path / "nowhere")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unchanged_export_is_found_and_not_repeated(
+    checkpoint: Path, data_root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = ExportConfig()
+    fingerprint = manifests.fingerprint(
+        checkpoints.read(checkpoint), config=config, recipe=RECIPE, data_root=data_root.resolve()
+    )
+    staged = tmp_path / "bundles" / "toy" / ".staging-x" / "bundle"
+    (staged / "saved_model").mkdir(parents=True)
+    for name in ("model.onnx", "reference.npz", "parity.json", "parity.png", "saved_model/saved_model.pb"):
+        (staged / name).write_bytes(b"x")
+    start = manifests.provisional(name="toy", checkpoint=checkpoints.read(checkpoint), recipe=RECIPE)
+    bundles.seal(staged, {**start, "export": {"fingerprint": fingerprint}, "overrides": []})
+    published = bundles.publish(staged, tmp_path / "bundles" / "toy" / "20261122-100000-aaaa")
+
+    with caplog.at_level(logging.INFO, "isthmus.export"):
+        assert run(checkpoint, tmp_path, config) == published.path
+    assert caplog.messages == [f"export is up to date: {published.path}"]
+    (published.path / "model.onnx").write_bytes(b"y")
+    assert bundles.find_by_fingerprint(tmp_path / "bundles" / "toy", fingerprint) is None
+
+
+def test_the_fingerprint_follows_everything_an_export_depends_on(
+    checkpoint: Path, data_root: Path, tmp_path: Path
+) -> None:
+    source = checkpoints.read(checkpoint)
+
+    def of(**changes: Any) -> str:
+        arguments = {"config": ExportConfig(), "recipe": RECIPE, "data_root": data_root, **changes}
+        return manifests.fingerprint(source, **arguments)
+
+    copied = Path(shutil.copytree(data_root, tmp_path / "data", copy_function=shutil.copy2))
+    assert of() == of()
+    assert of(data_root=copied) == of()
+    (copied / "test" / "red" / "0.png").unlink()
+    others = [
+        of(config=ExportConfig(gates=GateConfig(logit_error=1e-4))),
+        of(config=ExportConfig(rungs=("direct",))),
+        of(recipe={"name": "another"}),
+        of(data_root=copied),
+    ]
+    assert len({of(), *others}) == 5
+
+
+def test_the_manifest_is_plain_json_with_every_link(checkpoint: Path) -> None:
+    source = checkpoints.read(checkpoint)
+    start = manifests.provisional(name="toy", checkpoint=source, recipe=RECIPE)
+    assert json.loads(json.dumps(start)) == start
+    assert start["training"]["checkpoint_sha256"] == source.record["weights_sha256"]
+    assert start["recipe"]["data"]["root"] == "images"
+    assert "root" not in start["dataset"]
+    assert start["parity"] == {"passed": False, "gates": {}, "stages": []}
+    assert {"torch", "timm", "tensorflow", "onnx2tf"} <= set(start["versions"])
+
+
+def test_an_onnx_file_that_is_not_the_model_stops_the_export(
+    checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    strict = ExportConfig(reference_images=16, gates=GateConfig(logit_error=1e-12))
+    with (
+        caplog.at_level(logging.INFO, "isthmus.export"),
+        pytest.raises(ParityRefusedError) as caught,
+    ):
+        run(checkpoint, tmp_path, strict)
+    text = str(caught.value)
+    assert text.startswith("toy is not exported, it would not be the same model. torch → ONNX Runtime: ")
+    assert ", limit 1.0e-12, worst on test/" in text
+    assert visible(tmp_path) == [".lock"]
+    report = next((tmp_path / "logs").glob("export-toy-*-parity.json"))
+    assert json.loads(report.read_text())["passed"] is False
+    assert report.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    assert any(line.startswith("torch → ONNX Runtime   FAILED: ") for line in caplog.messages)
+
+
+@pytest.mark.slow
+def test_a_killed_export_then_the_same_one_then_nothing_to_do(
+    checkpoint: Path, data_root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _export_and_kill(checkpoint, tmp_path)
+    assert any(name.startswith(".staging-") for name in visible(tmp_path))
+
+    with caplog.at_level(logging.INFO, "isthmus.export"):
+        path = run(checkpoint, tmp_path)
+    assert visible(tmp_path) == [".lock", path.name, "latest"]
+    published = bundles.load(tmp_path / "bundles" / "toy" / "latest")
+    assert published.path == path
+    assert published.verify() == []
+    _check_links(published, data_root)
+    assert [line.split("  ")[0] for line in caplog.messages if "limit" in line] == [
+        "torch → ONNX Runtime",
+        "torch → SavedModel",
+        "preprocessing",
+        "image bytes → answer",
+        "server over gRPC",
+        "server over REST",
+    ]
+    _check_mlflow(tmp_path, published)
+    assert not {"tensorflow"} & set(sys.modules)
+
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "isthmus.export"):
+        assert run(checkpoint, tmp_path) == path
+    assert caplog.messages == [f"export is up to date: {path}"]
+
+
+def _export_and_kill(checkpoint: Path, home: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from isthmus.export.config import ExportConfig\n"
+        "from isthmus.export.run import export\n"
+        "export(name='toy', checkpoint=Path(sys.argv[1]), data_root=None, home=Path(sys.argv[2]),\n"
+        "       config=ExportConfig(reference_images=16), recipe={'name': 'toy'})\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(checkpoint), str(home)], stderr=subprocess.DEVNULL
+    ) as process:
+        deadline = time.monotonic() + 120
+        while not list(home.glob("bundles/toy/.staging-*/bundle/reference.npz")):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        os.kill(process.pid, signal.SIGKILL)
+
+
+def _check_links(published: bundles.Bundle, data_root: Path) -> None:
+    manifest = published.manifest
+    assert manifest["parity"]["passed"] is True
+    assert manifest["parity"]["gates"] == asdict(GateConfig())
+    assert [stage["stage"] for stage in manifest["parity"]["stages"]] == list(STAGES)
+    assert manifest["export"]["rung"] == manifest["export"]["rungs_tried"][-1]["rung"]
+    assert manifest["export"]["onnx_sha256"] == manifest["files"]["model.onnx"]["sha256"]
+    assert manifest["overrides"] == []
+    assert str(data_root) not in json.dumps(manifest["dataset"])
+
+
+def _check_mlflow(home: Path, published: bundles.Bundle) -> None:
+    from isthmus.lineage import tracking
+
+    client = tracking.connect(home)
+    ids = published.manifest["export"]["mlflow"]
+    run_record = client.get_run(ids["run_id"])
+    assert run_record.info.status == "FINISHED"
+    assert {output.model_id for output in run_record.outputs.model_outputs} == {
+        ids["onnx_model_id"],
+        ids["saved_model_id"],
+    }
+    model = client.get_logged_model(ids["saved_model_id"])
+    assert model.tags["isthmus.saved_model_digest"] == published.manifest["saved_model_digest"]
+    metrics = {metric.key: metric.value for metric in model.metrics or []}
+    assert metrics["parity/preprocessing/error"] == 0.0
+    assert metrics["parity/end_to_end/error"] < 1e-3
+
+
+@pytest.mark.slow
+def test_an_override_publishes_and_is_recorded(
+    checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = ExportConfig(
+        reference_images=16,
+        rungs=("direct",),
+        gates=GateConfig(logit_error=1e-12),
+        overrides=tuple(Override(gate=stage, who="Ada", why="a rehearsal") for stage in STAGES),
+    )
+    with caplog.at_level(logging.WARNING, "isthmus.export"):
+        published = bundles.load(run(checkpoint, tmp_path, config))
+    manifest = published.manifest
+    assert manifest["parity"]["passed"] is False
+    assert [row["gate"] for row in manifest["overrides"]] == list(STAGES)
+    assert {row["who"] for row in manifest["overrides"]} == {"Ada"}
+    assert manifest["export"]["rungs_tried"][0]["passed"] is False
+    assert "published although torch → SavedModel failed: an override is recorded" in caplog.messages
