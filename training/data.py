@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from isthmus.lineage.files import publish_directory, staging_directory, tree_digest, write_json
+from isthmus.lineage.files import staging_directory, tree_digest, write_json
 from isthmus.training import imagefolder, sources
 from isthmus.training.config import DataConfig
 from isthmus.training.disk import no_space_is_one_line, replace_lock
@@ -227,12 +227,16 @@ def _write_files(staging: Path, plan: imagefolder.Plan, *, root: Path) -> None:
 
 
 def _publish(staging: Path, target: Path, record: dict[str, Any]) -> None:
-    """dataset.json last, then the rename; an older version is moved away first."""
+    """dataset.json last, then the rename; an older version is moved away first.
+
+    Nothing is synced to the disk file by file (minutes for 70,000 of them): what a power cut takes away shows in
+    the listing of sizes, and is prepared again.
+    """
     write_json(staging / DATASET_JSON, record)
     old = target.parent / f".{target.name}.old-{record['digest'][:8]}"
     if target.exists():
         target.rename(old)
-    publish_directory(staging, target)
+    staging.rename(target)
     shutil.rmtree(old, ignore_errors=True)
 
 

@@ -17,8 +17,12 @@ def progress_bar(*, total: int, initial: int) -> Iterator[Any]:
 
     with tqdm(total=total, initial=initial, unit="step", file=sys.stderr, disable=None) as bar:
         # tqdm gives each logger that it is told of a handler: name only those that have one to replace.
-        loggers = [] if bar.disable else [each for each in _loggers() if _has_console(each)]
-        with logging_redirect_tqdm(loggers):
+        replaced = [] if bar.disable else [(each, _console_level(each)) for each in _loggers()]
+        replaced = [(each, level) for each, level in replaced if level is not None]
+        with logging_redirect_tqdm([each for each, _ in replaced]):
+            for logger, level in replaced:
+                # tqdm's handler comes last, and without the level of the one that it stands for.
+                logger.handlers[-1].setLevel(level)
             yield bar
 
 
@@ -26,8 +30,9 @@ def _loggers() -> list[logging.Logger]:
     return [logging.getLogger(), logging.getLogger("isthmus")]
 
 
-def _has_console(logger: logging.Logger) -> bool:
-    return any(
-        isinstance(handler, logging.StreamHandler) and handler.stream in (sys.stdout, sys.stderr)
-        for handler in logger.handlers
-    )
+def _console_level(logger: logging.Logger) -> int | None:
+    """Level of the logger's handler on stdout or stderr; None when it has none."""
+    for handler in logger.handlers:
+        if isinstance(handler, logging.StreamHandler) and handler.stream in (sys.stdout, sys.stderr):
+            return handler.level
+    return None

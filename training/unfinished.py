@@ -71,7 +71,7 @@ class Unfinished:
                 torch.save(state, file)
                 file.flush()
                 os.fsync(file.fileno())
-        except OSError:
+        except BaseException:
             beside.unlink(missing_ok=True)
             raise
         os.replace(beside, self.file)
