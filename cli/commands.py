@@ -6,6 +6,7 @@ Every function takes the parsed arguments and returns the exit code; a part is i
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 from importlib import metadata
 from pathlib import Path
@@ -28,7 +29,7 @@ def train(arguments: argparse.Namespace) -> int:
     from isthmus.training.train import train as run
 
     recipe = _recipe(arguments)
-    with routed("train", arguments.home) as log:
+    with routed("train", arguments.home, result_on_stdout=arguments.json) as log:
         result = run(
             name=recipe.name,
             data=recipe.data,
@@ -39,11 +40,7 @@ def train(arguments: argparse.Namespace) -> int:
             tracking_uri=arguments.tracking_uri,
             force=arguments.force,
         )
-    _report(
-        arguments,
-        {"checkpoint": str(result.checkpoint), "metrics": result.metrics, "up_to_date": result.up_to_date},
-        log,
-    )
+    _report(arguments, dataclasses.asdict(result), log)
     return 0
 
 
@@ -56,7 +53,7 @@ def export(arguments: argparse.Namespace) -> int:
     checkpoint = arguments.checkpoint or _latest(
         arguments.home / "checkpoints" / recipe.name, "isthmus train"
     )
-    with routed("export", arguments.home) as log:
+    with routed("export", arguments.home, result_on_stdout=arguments.json) as log:
         bundle = run(
             name=recipe.name,
             checkpoint=checkpoint,
@@ -67,7 +64,7 @@ def export(arguments: argparse.Namespace) -> int:
             recipe=recipe.to_dict(),
             force=arguments.force,
         )
-    _report(arguments, {"bundle": str(bundle)}, log)
+    _report(arguments, {"bundle": bundle}, log)
     return 0
 
 
@@ -79,7 +76,7 @@ def pipeline(arguments: argparse.Namespace) -> int:
 
     recipe = _recipe(arguments)
     bundle = arguments.bundle or _latest(arguments.home / "bundles" / recipe.name, "isthmus export")
-    with routed("pipeline", arguments.home, capture=True) as log:
+    with routed("pipeline", arguments.home, capture=True, result_on_stdout=arguments.json) as log:
         data = prepare(recipe.data, home=arguments.home)
         result = run_local(
             name=recipe.name,
@@ -89,7 +86,7 @@ def pipeline(arguments: argparse.Namespace) -> int:
             home=arguments.home,
             tracking_uri=arguments.tracking_uri,
         )
-    _report(arguments, result.to_dict(), log)
+    _report(arguments, dataclasses.asdict(result), log)
     return 0
 
 
@@ -171,6 +168,6 @@ def _latest(folder: Path, command: str) -> Path:
 
 def _report(arguments: argparse.Namespace, result: dict[str, Any], log: Path) -> None:
     if arguments.json:
-        print(json.dumps(result, indent=2))
+        print(json.dumps(result, indent=2, default=str))
     else:
         print(f"everything else that was said is in {log}")

@@ -18,13 +18,16 @@ from typing import TextIO
 
 
 @contextlib.contextmanager
-def routed(command: str, home: Path, *, capture: bool = False) -> Iterator[Path]:
+def routed(
+    command: str, home: Path, *, capture: bool = False, result_on_stdout: bool = False
+) -> Iterator[Path]:
     """Routes log records for the duration of one command.
 
     Args:
       command: Names the log file, `<home>/logs/<command>-<time>.log`.
       home: The folder of the store.
       capture: Also sends whatever is written to the file descriptors 1 and 2 to the log file.
+      result_on_stdout: Standard output is for the command's result alone, so the lines go to standard error.
 
     Yields:
       The path of the log file.
@@ -34,18 +37,20 @@ def routed(command: str, home: Path, *, capture: bool = False) -> Iterator[Path]
     path = folder / f"{command}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
     with contextlib.ExitStack() as stack:
         log = stack.enter_context(path.open("a", encoding="utf-8", buffering=1))
-        terminal = stack.enter_context(_captured(log)) if capture else sys.stdout
+        terminal = sys.stderr if result_on_stdout else sys.stdout
+        if capture:
+            terminal = stack.enter_context(_captured(log, 2 if result_on_stdout else 1))
         stack.enter_context(_handlers(terminal, log))
         yield path
 
 
 @contextlib.contextmanager
-def _captured(log: TextIO) -> Iterator[TextIO]:
-    """Points fd 1 and 2 at the log file; yields a stream that still reaches what fd 1 was."""
+def _captured(log: TextIO, descriptor: int) -> Iterator[TextIO]:
+    """Points fd 1 and 2 at the log file; yields a stream that still reaches what `descriptor` was."""
     sys.stdout.flush()
     sys.stderr.flush()
     kept = [os.dup(1), os.dup(2)]
-    terminal = os.fdopen(os.dup(kept[0]), "w", buffering=1, encoding="utf-8")
+    terminal = os.fdopen(os.dup(kept[descriptor - 1]), "w", buffering=1, encoding="utf-8")
     os.dup2(log.fileno(), 1)
     os.dup2(log.fileno(), 2)
     try:

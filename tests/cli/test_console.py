@@ -25,6 +25,13 @@ def test_our_lines_reach_the_terminal_and_the_rest_only_the_file(
         assert line in log
 
 
+def test_a_result_has_standard_output_for_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with routed("train", tmp_path, result_on_stdout=True):
+        logging.getLogger("isthmus.training.train").info("epoch 1 of 3")
+        print("{}")
+    assert capsys.readouterr() == ("{}\n", "epoch 1 of 3\n")
+
+
 def test_capture_also_takes_what_is_written_to_the_descriptors(tmp_path: Path) -> None:
     program = f"""
 import logging, os
