@@ -56,6 +56,7 @@ def quiet_mlflow() -> None:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     # GitPython, which MLflow asks for the commit, complains at import where git is not installed.
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     from mlflow.telemetry import set_telemetry_client

@@ -8,6 +8,9 @@ committed.
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,6 +31,8 @@ from isthmus.lineage.models import MANIFEST_COPIES
 from isthmus.lineage.promotion import check_pushed, saved_model_table
 from isthmus.lineage.source import has_commit
 from isthmus.lineage.versions import store_client
+
+log = logging.getLogger(__name__)
 
 Status = Literal["holds", "broken", "unknown"]
 
@@ -185,21 +190,33 @@ def _stored(
         location = str(store_client().get_logged_model(model_id).artifact_location)
     except MlflowException:
         return _unknown(link, f"{model_id} is not in this MLflow store")
-    folder = _local_folder(location)
-    if folder is None or not folder.is_dir():
-        return _unknown(link, f"the files of {model_id} are not on this machine ({location})")
-    found = digest_of(folder)
+    with _files_of(model_id, location) as folder:
+        if folder is None:
+            return _unknown(link, f"the files of {model_id} cannot be had from {location}")
+        found = digest_of(folder)
     problems = (
         [] if found == wanted else [f"the files of {model_id} have digest {found}, recorded is {wanted}"]
     )
     return _result(link, problems, f"{model_id} holds the same bytes")
 
 
-def _local_folder(location: str) -> Path | None:
+@contextlib.contextmanager
+def _files_of(model_id: str, location: str) -> Iterator[Path | None]:
+    """The folder of a LoggedModel's files, fetched from the artifact store when that is elsewhere."""
+    from mlflow.artifacts import download_artifacts
+
     parsed = urlparse(location)
-    if parsed.scheme == "file":
-        return Path(unquote(parsed.path))
-    return Path(location) if not parsed.scheme else None
+    if parsed.scheme in ("", "file"):
+        folder = Path(unquote(parsed.path))
+        yield folder if folder.is_dir() else None
+        return
+    with tempfile.TemporaryDirectory(prefix="isthmus-verify-") as scratch:
+        try:
+            fetched = download_artifacts(artifact_uri=f"models:/{model_id}", dst_path=scratch)
+        except Exception as error:  # noqa: BLE001 - whatever the artifact store raises: it could not be checked
+            log.debug("fetching %s: %s", model_id, error)
+            fetched = None
+        yield Path(fetched) if fetched else None
 
 
 def _checkpoint(record: Record) -> Iterator[LinkCheck]:
