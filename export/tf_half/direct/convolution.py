@@ -186,6 +186,7 @@ def _transposed_pads(
     wanted = node.attrs.get("output_shape")
     if wanted is None and auto_pad.startswith("SAME"):
         wanted = [size * stride for size, stride in zip(spatial, strides, strict=True)]
+    pads: Pads = []
     if wanted is None:
         given = node.attrs.get("pads") or [0] * (2 * rank)
         pads = list(zip(given[:rank], given[rank:], strict=True)) if auto_pad == "NOTSET" else [(0, 0)] * rank
@@ -194,7 +195,6 @@ def _transposed_pads(
             for size, stride, more, extent, pad in zip(spatial, strides, extra, extents, pads, strict=True)
         ]
         return pads, sizes
-    pads = []
     for size, stride, more, extent, target in zip(
         spatial, strides, extra, extents, wanted[-rank:], strict=True
     ):

@@ -147,11 +147,10 @@ def settle_constants(graph: Graph) -> None:
     """Drop nodes whose outputs are constants or affine in the batch, and whatever only fed those."""
     remaining = []
     for node in graph.nodes:
-        known = [graph.facts[name] for name in node.outputs if name]
-        if all(fact.constant is not None or fact.affine is not None for fact in known):
-            for name in node.outputs:
-                if name and graph.facts[name].constant is not None:
-                    graph.constants[name] = graph.facts[name].constant
+        known = {name: graph.facts[name] for name in node.outputs if name}
+        if all(fact.constant is not None or fact.affine is not None for fact in known.values()):
+            constants = {name: fact.constant for name, fact in known.items() if fact.constant is not None}
+            graph.constants.update(constants)
         else:
             remaining.append(node)
     graph.nodes = remaining
@@ -236,7 +235,7 @@ def _settled(graph: Graph, name: str) -> Value:
     """A value that needs no operator: a constant, or an integer that follows the batch."""
     if name in graph.constants:
         value = Value.const(graph.constants[name])
-        value.dims = static_dims(value.shape, len(current_run.get().batch_sizes))
+        value.dims = static_dims(graph.constants[name].shape, len(current_run.get().batch_sizes))
         return value
     fact = graph.facts[name]
     if fact.constant is not None:

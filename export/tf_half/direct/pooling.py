@@ -69,6 +69,13 @@ class _Window:
 
 
 def _pool(tensor: Any, window: _Window, kind: str, padding: str) -> Any:
+    if len(window.kernel) == 2 and window.dilations == [1, 1]:
+        # The raw operators, unlike tf.nn.pool, also take strides larger than the window.
+        pool = tf.raw_ops.AvgPool if kind == "AVG" else tf.raw_ops.MaxPool
+        named = "value" if kind == "AVG" else "input"
+        return pool(
+            **{named: tensor}, ksize=[1, *window.kernel, 1], strides=[1, *window.strides, 1], padding=padding
+        )
     return tf.nn.pool(
         tensor, window.kernel, kind, strides=window.strides, padding=padding, dilations=window.dilations
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -11,17 +11,18 @@ from isthmus.export.tf_half.direct.graph import INTERNAL_DOMAIN, Node
 from isthmus.export.tf_half.direct.values import Value
 
 Handler = Callable[..., "Value | Sequence[Value]"]
+HandlerT = TypeVar("HandlerT", bound=Handler)
 
 _HANDLERS: dict[tuple[str, str], list[tuple[int, Handler]]] = {}
 
 
-def op(op_type: str, *, since: int = 1, domain: str = "") -> Callable[[Handler], Handler]:
+def op(op_type: str, *, since: int = 1, domain: str = "") -> Callable[[HandlerT], HandlerT]:
     """Register `handler(node, *inputs) -> output or outputs` for an operator from opset `since` on.
 
     Inputs are `Value`s, or None where an optional input is left out.
     """
 
-    def register(handler: Handler) -> Handler:
+    def register(handler: HandlerT) -> HandlerT:
         versions = _HANDLERS.setdefault((domain, op_type), [])
         versions.append((since, handler))
         versions.sort(key=lambda entry: entry[0])
@@ -30,7 +31,7 @@ def op(op_type: str, *, since: int = 1, domain: str = "") -> Callable[[Handler],
     return register
 
 
-def internal(op_type: str) -> Callable[[Handler], Handler]:
+def internal(op_type: str) -> Callable[[HandlerT], HandlerT]:
     """Register an operator that only the fusion passes write."""
     return op(op_type, domain=INTERNAL_DOMAIN)
 

@@ -40,8 +40,9 @@ def shape(node: Node, x: Value) -> Value:
 @op("Size")
 def size(_: Node, x: Value) -> Value:
     """Number of elements."""
-    if None not in x.shape:
-        return Value.const(np.array(np.prod(x.shape, dtype=np.int64)))
+    sizes = [dim for dim in x.shape if dim is not None]
+    if len(sizes) == x.rank:
+        return Value.const(np.array(np.prod(sizes, dtype=np.int64)))
     return Value.of(tf.size(x.logical(), out_type=tf.int64))
 
 

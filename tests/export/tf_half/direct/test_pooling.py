@@ -14,6 +14,7 @@ WINDOWS = [
     {"kernel_shape": [3, 2], "strides": [2, 1], "pads": [0, 1, 2, 0]},
     {"kernel_shape": [3, 3], "strides": [2, 2], "auto_pad": "SAME_UPPER"},
     {"kernel_shape": [3, 3], "strides": [2, 2], "auto_pad": "SAME_LOWER"},
+    {"kernel_shape": [1, 1], "strides": [2, 2]},
 ]
 
 
