@@ -74,6 +74,10 @@ def ask_everything(
                 ),
             )
         )
+        if "logits" in answer:
+            # A softmax forgets what all classes have in common; the logits do not.
+            logits = np.asarray(answer["logits"])
+            measurements.append(parity.Measurement(what=f"{signature}, logits", candidate=logits))
     num_direct = len(reference) if stage == "server_grpc" else min(_NUM_JSON_IMAGES, len(reference))
     (logits,) = predict("tensors", {"images": reference.images[:num_direct]}).values()
     candidate = np.array(reference.logits)
@@ -83,12 +87,9 @@ def ask_everything(
         _classify(predict("classify", {"inputs": examples}), reference, comparable, labels, head)
     )
     (answered,) = predict("manifest", {"inputs": [b""]}).values()
-    if json.loads(np.asarray(answered).reshape(-1)[0]) != manifest:
-        measurements[-1] = parity.Measurement(
-            what="manifest",
-            candidate=reference.logits,
-            inconsistent="the signature `manifest` does not answer with the bundle's manifest",
-        )
+    same = json.loads(np.asarray(answered).reshape(-1)[0]) == manifest
+    wrong = None if same else "the signature `manifest` does not answer with the bundle's manifest"
+    measurements.append(parity.Measurement(what="manifest", candidate=reference.logits, inconsistent=wrong))
     return parity.judge_logits(
         stage, reference.logits, measurements, gates=gates, head=head, paths=reference.paths
     )

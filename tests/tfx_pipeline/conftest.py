@@ -25,6 +25,7 @@ from tfx.types.artifact import Artifact
 from isthmus.export import bundle as bundles
 from isthmus.export.reference import Reference
 from isthmus.export.tf_half import saving
+from isthmus.lineage import tracking
 from isthmus.lineage.files import sha256_file, tree_digest, write_json
 from isthmus.tfx_pipeline import bundle_importer, image_example_gen
 
@@ -310,3 +311,11 @@ def ingest() -> Callable[..., standard_artifacts.Examples]:
 def import_bundle() -> Callable[..., standard_artifacts.Model]:
     """See `_import`."""
     return _import
+
+
+@pytest.fixture(scope="session")
+def migrated_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite file with MLflow's tables; making them takes seconds, copying them none."""
+    home = tmp_path_factory.mktemp("store")
+    tracking.connect(home)
+    return home / "mlflow.db"

@@ -19,6 +19,14 @@ from isthmus.tfx_pipeline.errors import PipelineError
 Resolve = Callable[[Any], Any]
 
 
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, migrated_store: Path) -> Path:
+    """A home folder with an empty registry."""
+    (tmp_path / "home").mkdir()
+    shutil.copy(migrated_store, tmp_path / "home" / "mlflow.db")
+    return tmp_path / "home"
+
+
 @pytest.fixture
 def resolve(execute: Callable[..., None], artifact_at: Callable[..., Any], tmp_path: Path) -> Resolve:
     """Run the component for a candidate; returns the baseline artifact."""
@@ -38,7 +46,6 @@ def resolve(execute: Callable[..., None], artifact_at: Callable[..., Any], tmp_p
 
 def register(home: Path, bundle: Path, pushed: Path) -> registry.Version:
     """Register a bundle; the first becomes champion."""
-    home.mkdir(exist_ok=True)
     tracking.connect(home)
     return registry.register_version(
         name="colours",
@@ -57,8 +64,7 @@ def champion(make_bundle: Callable[..., Path], tmp_path: Path) -> registry.Versi
     return register(tmp_path / "home", bundle, pushed)
 
 
-def test_no_champion(make_model: Callable[..., Any], resolve: Resolve, tmp_path: Path) -> None:
-    (tmp_path / "home").mkdir()
+def test_no_champion(make_model: Callable[..., Any], resolve: Resolve) -> None:
     assert resolve(make_model()).get_int_custom_property(HAS_MODEL) == 0
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from isthmus.export.parity import TITLES
 from isthmus.tfx_pipeline import parity_validator
 from isthmus.tfx_pipeline.artifacts import ParityReport, Verdict
 
@@ -55,7 +56,7 @@ def test_swapped_channels(make_model: Callable[..., Any], validate: Validate) ->
     verdict = validate(make_model(fault="swapped channels"))
     assert not verdict.passed
     assert len(verdict.reasons) == 2
-    assert verdict.reasons[0].startswith("torch → SavedModel: ")
+    assert verdict.reasons[0].startswith(TITLES["saved_model"] + ": ")
     assert "limit 1.0e-03, worst on test/" in verdict.reasons[0]
 
 
@@ -64,7 +65,7 @@ def test_wrong_normalisation_is_seen_from_encoded_images(
 ) -> None:
     verdict = validate(make_model(fault="wrong normalisation"))
     (reason,) = verdict.reasons
-    assert reason.startswith("image bytes → answer: ")
+    assert reason.startswith(TITLES["end_to_end"] + ": ")
 
 
 def test_a_changed_saved_model(make_model: Callable[..., Any], validate: Validate) -> None:

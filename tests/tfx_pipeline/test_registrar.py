@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ def register(
     artifact_at: Callable[..., Any],
     make_bundle: Callable[..., Path],
     make_model: Callable[..., Any],
+    migrated_store: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Register:
@@ -31,6 +33,7 @@ def register(
     found = Evaluation(accuracy=0.9, num_images=30, class_accuracy={"red": 0.8}, accuracy_change=None)
     monkeypatch.setattr(registrar, "read_evaluation", lambda _: found)
     (tmp_path / "home").mkdir()
+    shutil.copy(migrated_store, tmp_path / "home" / "mlflow.db")
 
     def run(*, pushed: bool = True) -> Any:
         parity = artifact_at(ParityReport, tmp_path / "parity")

@@ -1,0 +1,261 @@
+"""run_local: bad input in one line; and the stories, from a bundle to a pushed and registered version, or not."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from isthmus.export.errors import ExportError
+from isthmus.export.parity import TITLES
+from isthmus.lineage import registry, tracking
+from isthmus.tfx_pipeline.config import EvaluationGate, PipelineConfig, ServerGate
+from isthmus.tfx_pipeline.errors import NotPushedError, PipelineError
+from isthmus.tfx_pipeline.run import PipelineResult, run_local
+
+COMPONENTS = 11
+Run = Callable[..., PipelineResult]
+
+#: Low enough that the bad model passes it: only the champion stands in its way.
+GATE = EvaluationGate(min_accuracy=0.2)
+
+
+@pytest.fixture
+def home(tmp_path: Path, migrated_store: Path) -> Path:
+    """A home folder with an empty registry."""
+    (tmp_path / "home").mkdir()
+    shutil.copy(migrated_store, tmp_path / "home" / "mlflow.db")
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def run(images: Path, home: Path) -> Run:
+    """Run the pipeline for a bundle."""
+
+    def call(
+        bundle: Path, *, config: PipelineConfig | None = None, data_root: Path = images
+    ) -> PipelineResult:
+        config = config or PipelineConfig(evaluation=GATE, server=ServerGate(num_images=3))
+        return run_local(name="colours", bundle=bundle, data_root=data_root, config=config, home=home)
+
+    return call
+
+
+def versions(home: Path) -> list[str]:
+    """Everything below the serving folder."""
+    base = home / "serving" / "colours"
+    return sorted(path.name for path in base.iterdir()) if base.exists() else []
+
+
+def test_no_bundle(run: Run, tmp_path: Path, home: Path) -> None:
+    with pytest.raises(ExportError, match="no bundle at .*; run `isthmus export` first"):
+        run(tmp_path / "nothing")
+    assert sorted(path.name for path in home.iterdir()) == ["mlflow.db"]
+
+
+def test_no_data(run: Run, make_bundle: Callable[..., Path], tmp_path: Path, home: Path) -> None:
+    with pytest.raises(PipelineError, match="no data folder at "):
+        run(make_bundle(), data_root=tmp_path / "nothing")
+    assert sorted(path.name for path in home.iterdir()) == ["mlflow.db"]
+
+
+def test_no_schema(run: Run, make_bundle: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(
+        PipelineError, match="no schema at .*; leave pipeline.schema out to have one inferred"
+    ):
+        run(make_bundle(), config=PipelineConfig(schema=tmp_path / "schema.pbtxt"))
+
+
+def test_a_second_run_at_the_same_time_is_refused(
+    run: Run, make_bundle: Callable[..., Path], home: Path
+) -> None:
+    root = home / "pipeline" / "colours"
+    root.mkdir(parents=True)
+    code = f"""
+import fcntl, os, sys
+lock = open({str(root / ".lock")!r}, "w")
+fcntl.flock(lock, fcntl.LOCK_EX)
+lock.write(str(os.getpid())); lock.flush()
+print("locked", flush=True); sys.stdin.read()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "locked\n"
+        with pytest.raises(
+            PipelineError, match=f"another run of this pipeline is in progress .process {other.pid}"
+        ):
+            run(make_bundle())
+        other.communicate()
+
+
+def test_a_not_pushed_text_is_one_line() -> None:
+    error = NotPushedError(["Evaluator: low\n  accuracy", "ServerValidator: it died"])
+    assert str(error) == "not pushed, because Evaluator: low accuracy; and ServerValidator: it died"
+    assert error.exit_code == 3
+
+
+def test_a_corrupt_image_is_named(
+    run: Run, make_bundle: Callable[..., Path], images: Path, home: Path
+) -> None:
+    (images / "val" / "red" / "000.png").write_bytes(b"this is no image")
+    with pytest.raises(NotPushedError) as raised:
+        run(make_bundle())
+    assert str(raised.value) == (
+        "not pushed, because ImageExampleGen: 1 of 96 images cannot be read: "
+        "val/red/000.png (cannot identify image file). Remove them, or set pipeline.on_corrupt to quarantine"
+    )
+    assert versions(home) == []
+
+
+@pytest.mark.slow
+def test_pushed_then_cached_then_repaired(
+    run: Run, make_bundle: Callable[..., Path], home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="isthmus.tfx_pipeline")
+    first = run(make_bundle())
+    assert versions(home) == [str(first.version)]
+    assert first.pushed == home / "serving" / "colours" / str(first.version)
+    assert first.metrics["accuracy"] == 1.0
+    assert first.registered_version == 1
+    assert not first.up_to_date
+    assert len(first.run) == COMPONENTS
+    lines = [record.getMessage() for record in caplog.records]
+    assert sum("Evaluator" in line and "accuracy 1.0000 on 30 images" in line for line in lines) == 1
+    assert len(lines) <= 25
+
+    caplog.clear()
+    second = run(make_bundle())
+    assert second.up_to_date
+    assert second.run == []
+    assert len(second.cached) == COMPONENTS
+    assert (second.version, second.registered_version) == (first.version, 1)
+    texts = [record.getMessage() for record in caplog.records]
+    assert f"nothing has changed: all {COMPONENTS} components are cached" in texts
+    assert any(text.startswith("up to date: already pushed to ") for text in texts)
+
+    # What the cache believes to be pushed is not there any more.
+    shutil.rmtree(first.pushed)
+    third = run(make_bundle())
+    assert set(third.run) == {"Pusher", "Registrar"}
+    assert versions(home) == [str(third.version)]
+    assert third.registered_version == 1
+    assert registry.get("colours", 1).served_version == third.version
+
+    # Without its database TFX starts over; what was pushed and registered stays one.
+    (home / "metadata.db").unlink()
+    fourth = run(make_bundle())
+    assert len(fourth.run) == COMPONENTS
+    assert fourth.up_to_date
+    assert (fourth.version, fourth.registered_version) == (third.version, 1)
+
+
+@pytest.mark.slow
+def test_only_what_depends_on_a_change_runs_again(run: Run, make_bundle: Callable[..., Path]) -> None:
+    run(make_bundle())
+    config = PipelineConfig(evaluation=EvaluationGate(min_accuracy=0.3), server=ServerGate(num_images=3))
+    assert set(run(make_bundle(), config=config).run) == {"Evaluator", "Pusher", "Registrar"}
+
+
+@pytest.mark.slow
+def test_a_better_model_is_pushed_over_and_a_worse_one_is_not(
+    run: Run, make_bundle: Callable[..., Path], home: Path
+) -> None:
+    worse = run(make_bundle(quality="bad"))
+    better = run(make_bundle())
+    assert better.metrics["accuracy_change"] == pytest.approx(2 / 3)
+    assert better.registered_version == 2
+    assert versions(home) == sorted([str(worse.version), str(better.version)])
+
+    tracking.connect(home)
+    registry.promote("colours", 2, by="test", why="better")
+    shutil.rmtree(worse.pushed)
+    with pytest.raises(NotPushedError) as raised:
+        run(make_bundle(quality="bad"))
+    assert str(raised.value) == (
+        "not pushed, because Evaluator: accuracy on the whole split is 0.6667 lower than the champion's, "
+        "at most 0.005 is allowed"
+    )
+    assert versions(home) == [str(better.version)]
+
+
+@pytest.mark.slow
+def test_swapped_channels_are_blocked_by_parity(
+    run: Run, make_bundle: Callable[..., Path], home: Path
+) -> None:
+    with pytest.raises(NotPushedError) as raised:
+        run(make_bundle(fault="swapped channels"))
+    assert str(raised.value).startswith(f"not pushed, because ParityValidator: {TITLES['saved_model']}: ")
+    assert "\n" not in str(raised.value)
+    assert versions(home) == []
+    # A second try takes the verdicts from the cache, and is refused again.
+    with pytest.raises(NotPushedError, match="not pushed, because ParityValidator"):
+        run(make_bundle(fault="swapped channels"))
+
+
+@pytest.mark.slow
+def test_a_server_that_dies_blocks(run: Run, make_bundle: Callable[..., Path], home: Path) -> None:
+    config = PipelineConfig(evaluation=GATE, server=ServerGate(num_images=7))
+    with pytest.raises(
+        NotPushedError, match="not pushed, because ServerValidator: the server answered UNAVAILABLE"
+    ):
+        run(make_bundle(fault="dies at batch 7"), config=config)
+    assert versions(home) == []
+
+
+@pytest.mark.slow
+def test_data_that_is_not_as_the_schema_says_blocks(
+    run: Run, make_bundle: Callable[..., Path], images: Path, home: Path
+) -> None:
+    """The training split has lost a class; the others still have it."""
+    shutil.rmtree(images / "train" / "red")
+    with pytest.raises(NotPushedError) as raised:
+        run(make_bundle())
+    assert "ExampleValidator: val split, image/class/text: Unexpected string values" in str(raised.value)
+    assert "ExampleValidator: test split, image/class/text: Unexpected string values" in str(raised.value)
+    assert versions(home) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("at", ["StatisticsGen", "Pusher"])
+def test_killed_and_started_again(
+    at: str, run: Run, make_bundle: Callable[..., Path], images: Path, home: Path, tmp_path: Path
+) -> None:
+    """kill -9 when a component has just ended: the same command then succeeds, with one version of everything."""
+    code = f"""
+import logging, sys
+from pathlib import Path
+from isthmus.tfx_pipeline.config import *
+from isthmus.tfx_pipeline.run import run_local
+logging.getLogger("isthmus").setLevel(logging.INFO)
+logging.getLogger("isthmus").addHandler(logging.StreamHandler(sys.stdout))
+config = PipelineConfig(evaluation=EvaluationGate(min_accuracy=0.2), server=ServerGate(num_images=3))
+run_local(name="colours", bundle=Path({str(make_bundle())!r}), data_root=Path({str(images)!r}), config=config,
+          home=Path({str(home)!r}))
+"""
+    with subprocess.Popen(
+        [sys.executable, "-u", "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=(tmp_path / "stderr").open("w"),
+        text=True,
+    ) as killed:
+        assert killed.stdout is not None
+        deadline = time.monotonic() + 500
+        for line in killed.stdout:
+            assert time.monotonic() < deadline
+            if f" {at} " in line:
+                killed.kill()
+                break
+    assert killed.returncode == -9, (tmp_path / "stderr").read_text()[-2000:]
+    result = run(make_bundle())
+    assert versions(home) == [str(result.version)]
+    assert result.registered_version == 1
+    assert len(registry.list_versions("colours")) == 1
+    assert "ImageExampleGen" in result.cached

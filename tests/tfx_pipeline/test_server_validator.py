@@ -1,0 +1,161 @@
+"""ServerValidator: the real server in a process of its own, with a good model, a wrong one and one that dies."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tfx.types import standard_artifacts
+
+from isthmus.export.config import GateConfig
+from isthmus.export.parity import TITLES
+from isthmus.serving.errors import ServingError
+from isthmus.tfx_pipeline import server_validator
+from isthmus.tfx_pipeline.artifacts import Verdict
+from isthmus.tfx_pipeline.errors import PipelineError
+from isthmus.tfx_pipeline.model_artifact import manifest_of, reference_of
+
+Validate = Callable[..., tuple[Any, Verdict]]
+
+
+@pytest.fixture
+def validate(execute: Callable[..., None], artifact_at: Callable[..., Any], tmp_path: Path) -> Validate:
+    """Run the component on a model; returns the blessing and the verdict."""
+
+    def run(model: Any, *, num_images: int = 3) -> tuple[Any, Verdict]:
+        blessing = artifact_at(standard_artifacts.InfraBlessing, tmp_path / "blessing")
+        execute(
+            server_validator.Executor,
+            inputs={"model": model},
+            outputs={"blessing": blessing},
+            properties={
+                "num_images": num_images,
+                "deadline_s": 120.0,
+                "logit_error": 1e-3,
+                "top1_agreement": 1.0,
+            },
+        )
+        return blessing, Verdict.read(blessing)
+
+    return run
+
+
+def test_a_good_model_is_blessed(make_model: Callable[..., Any], validate: Validate) -> None:
+    blessing, verdict = validate(make_model())
+    assert verdict.reasons == []
+    assert blessing.get_int_custom_property("blessed") == 1
+    assert Path(blessing.uri, "INFRA_BLESSED").is_file()
+    stages = {stage["stage"]: stage for stage in verdict.details["stages"]}
+    assert stages.keys() == {"server_grpc", "server_rest"}
+    assert [row["what"] for row in stages["server_grpc"]["measurements"]] == [
+        "serving_default",
+        "examples",
+        "examples, logits",
+        "tensors, 3 images",
+        "classify",
+        "manifest",
+    ]
+
+
+def test_a_wrong_model_is_not_blessed(make_model: Callable[..., Any], validate: Validate) -> None:
+    blessing, verdict = validate(make_model(fault="wrong normalisation"))
+    assert blessing.get_int_custom_property("blessed") == 0
+    assert Path(blessing.uri, "INFRA_NOT_BLESSED").is_file()
+    assert [reason.split(": ")[0] for reason in verdict.reasons] == [
+        TITLES["server_grpc"],
+        TITLES["server_rest"],
+    ]
+
+
+def test_a_server_that_dies_when_asked(make_model: Callable[..., Any], validate: Validate) -> None:
+    with pytest.raises(PipelineError, match="the server answered UNAVAILABLE: "):
+        validate(make_model(fault="dies at batch 7"), num_images=7)
+
+
+def test_a_server_that_cannot_load_the_model(make_model: Callable[..., Any], validate: Validate) -> None:
+    model = make_model()
+    Path(model.uri, "Format-Serving", "saved_model.pb").write_bytes(b"no graph")
+    with pytest.raises(ServingError, match="colours"):
+        validate(model)
+
+
+class Answers:
+    """A server's answers, made by hand from torch's."""
+
+    def __init__(self, model: Any) -> None:
+        self.manifest, self.reference = manifest_of(model), reference_of(model)
+        logits = self.reference.logits
+        probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
+        probabilities /= probabilities.sum(axis=1, keepdims=True)
+        labels = self.manifest["model"]["labels"]
+        ids = logits.argmax(axis=1)
+        default = {
+            "probabilities": probabilities,
+            "class_id": ids,
+            "label": np.array([labels[i] for i in ids]),
+        }
+        self.given: dict[str, dict[str, Any]] = {
+            "serving_default": default,
+            "examples": {**default, "logits": logits},
+            "tensors": {"": logits},
+            "classify": {"classes": np.tile(labels, (len(logits), 1)), "scores": probabilities},
+            "manifest": {"": [json.dumps(self.manifest)]},
+        }
+
+    def problem(self) -> str | None:
+        """What ask_everything finds."""
+        result = server_validator.ask_everything(
+            "server_grpc",
+            lambda signature, _: self.given[signature],
+            self.reference,
+            manifest=self.manifest,
+            gates=GateConfig(),
+        )
+        return result.problem
+
+
+@pytest.fixture
+def answers(make_model: Callable[..., Any]) -> Answers:
+    """The right answers."""
+    return Answers(make_model())
+
+
+def test_right_answers_have_no_problem(answers: Answers) -> None:
+    assert answers.problem() is None
+
+
+def test_classes_in_another_order_are_fine(answers: Answers) -> None:
+    classify = answers.given["classify"]
+    answers.given["classify"] = {key: value[:, ::-1] for key, value in classify.items()}
+    assert answers.problem() is None
+
+
+def test_classes_with_other_names(answers: Answers) -> None:
+    answers.given["classify"]["classes"] = np.full((15, 3), "red")
+    assert answers.problem() == (
+        "`classify` answers with the classes ['red', 'red', 'red'], not with the model's labels"
+    )
+
+
+def test_scores_that_belong_to_another_class(answers: Answers) -> None:
+    answers.given["classify"]["scores"] = answers.given["classify"]["scores"][:, ::-1]
+    assert "(classify)" in str(answers.problem())
+
+
+def test_a_label_that_is_not_the_class(answers: Answers) -> None:
+    answers.given["examples"]["label"] = np.full(15, "red")
+    assert "is answered with the label 'red'" in str(answers.problem())
+
+
+def test_another_manifest(answers: Answers) -> None:
+    answers.given["manifest"] = {"": ["{}"]}
+    assert answers.problem() == "the signature `manifest` does not answer with the bundle's manifest"
+
+
+def test_logits_that_are_off(answers: Answers) -> None:
+    answers.given["tensors"] = {"": answers.reference.logits + 1}
+    assert "(tensors, 15 images)" in str(answers.problem())
