@@ -2,16 +2,17 @@
 
 import logging
 import sys
+from collections.abc import Sequence
 
 from isthmus.serving import flags
 from isthmus.serving.errors import ServingError
 
 
-def main() -> int:
-    """Parse the flags, serve, and return the exit code; an error is one line on stderr."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse the flags (default: the command line's), serve, and return the exit code; an error is one line."""
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     try:
-        config = flags.parse(sys.argv[1:])
+        config = flags.parse(sys.argv[1:] if arguments is None else arguments)
         from isthmus.serving.server import serve
 
         serve(config)
