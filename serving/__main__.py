@@ -9,7 +9,8 @@ from isthmus.serving.errors import ServingError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse the flags (default: the command line's), serve, and return the exit code; an error is one line."""
+    """Parse the flags (default: the command line's), serve, and return the exit code; an error is one
+    line."""
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     try:
         config = flags.parse(sys.argv[1:] if arguments is None else arguments)

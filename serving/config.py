@@ -28,7 +28,8 @@ class ServingConfig:
     """TCP port of the REST API. 0: any free port (tensorflow_model_server: disabled)."""
 
     rest_api_num_threads: int = 0
-    """Threads that process REST requests. 0: four per CPU."""
+    """Threads that process REST requests. 0: four per CPU, at least 32 (a request in a batching queue holds
+    one)."""
 
     rest_api_timeout_in_ms: int = 30000
     """Time limit of one REST request in ms; past it the answer is 504."""
@@ -57,6 +58,15 @@ class ServingConfig:
     """Seconds between two looks at the base paths for new versions. 0: look once at the start. Negative:
     never look."""
 
+    enable_batching: bool = False
+    """Gather requests into batches, by TensorFlow's batch scheduler."""
+
+    batching_parameters_file: Path | None = None
+    """BatchingParameters in text format. Only read with enable_batching."""
+
+    enable_per_model_batching_parameters: bool = False
+    """Prefer the batching_params.pbtxt in a version's folder to batching_parameters_file."""
+
     max_num_load_retries: int = 5
     """How often a version that failed to load is tried again."""
 
@@ -82,7 +92,8 @@ class ServingConfig:
     """Comma-separated tags of the MetaGraphDef to load."""
 
     grpc_max_threads: int = 0
-    """Threads that process gRPC requests. 0: four per CPU."""
+    """Threads that process gRPC requests. 0: four per CPU, at least 32 (a request in a batching queue holds
+    one)."""
 
     grpc_socket_path: str = ""
     """Serve the gRPC API on this UNIX socket, too."""

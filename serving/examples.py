@@ -13,7 +13,7 @@ from tensorflow_serving.apis import classification_pb2, inference_pb2, regressio
 from isthmus.serving import tensors
 from isthmus.serving.errors import RequestError
 from isthmus.serving.inference import CLASSIFY_METHOD, REGRESS_METHOD, CallOptions
-from isthmus.serving.savedmodel import DEFAULT_SIGNATURE, SavedModel
+from isthmus.serving.savedmodel import DEFAULT_SIGNATURE, LoadedModel
 from isthmus.serving.status import Code
 
 __all__ = ["classify", "multi_inference", "regress", "serialized_examples"]
@@ -26,7 +26,7 @@ _SCORES = "scores"
 _REGRESSIONS = "outputs"
 
 
-def classify(model: SavedModel, signature_name: str, example_input: Any, options: CallOptions) -> Any:
+def classify(model: LoadedModel, signature_name: str, example_input: Any, options: CallOptions) -> Any:
     """A tensorflow.serving.ClassificationResult for a tensorflow.serving.Input.
 
     Raises:
@@ -39,7 +39,7 @@ def classify(model: SavedModel, signature_name: str, example_input: Any, options
     return _classification(signature, values, num_examples)
 
 
-def regress(model: SavedModel, signature_name: str, example_input: Any, options: CallOptions) -> Any:
+def regress(model: LoadedModel, signature_name: str, example_input: Any, options: CallOptions) -> Any:
     """A tensorflow.serving.RegressionResult for a tensorflow.serving.Input.
 
     Raises:
@@ -51,7 +51,7 @@ def regress(model: SavedModel, signature_name: str, example_input: Any, options:
     return _regression(signature, values, num_examples)
 
 
-def multi_inference(model: SavedModel, request: Any, version: int, options: CallOptions) -> Any:
+def multi_inference(model: LoadedModel, request: Any, version: int, options: CallOptions) -> Any:
     """A tensorflow.serving.MultiInferenceResponse: several signatures of one model in one computation.
 
     Raises:
@@ -92,7 +92,7 @@ def serialized_examples(example_input: Any) -> Array:
     return serialized
 
 
-def _signature(model: SavedModel, name: str, kind: str, method: str, options: CallOptions) -> Any:
+def _signature(model: LoadedModel, name: str, kind: str, method: str, options: CallOptions) -> Any:
     wanted = name or DEFAULT_SIGNATURE
     signature = model.signatures.get(wanted)
     if signature is None:
@@ -110,7 +110,7 @@ def _check_method(signature: Any, kind: str, method: str, options: CallOptions) 
 
 
 def _run(
-    model: SavedModel, example_input: Any, feed: str, fetches: Sequence[str], options: CallOptions
+    model: LoadedModel, example_input: Any, feed: str, fetches: Sequence[str], options: CallOptions
 ) -> tuple[dict[str, Array], int]:
     examples = serialized_examples(example_input)
     values = model.run([(feed, examples)], fetches, timeout_ms=options.timeout_ms)
@@ -202,7 +202,7 @@ def _regression(signature: Any, values: Mapping[str, Array], num_examples: int) 
 
 
 def _chosen_signatures(
-    model: SavedModel, request: Any, options: CallOptions
+    model: LoadedModel, request: Any, options: CallOptions
 ) -> tuple[list[Any], str, list[str]]:
     """Each task's signature, the one tensor they are all fed by, and what to fetch."""
     seen: list[str] = []

@@ -34,7 +34,7 @@ class GrpcEdge:
 
     def __init__(self, config: ServingConfig) -> None:
         self._config = config
-        threads = config.grpc_max_threads or 4 * (os.cpu_count() or 1)
+        threads = config.grpc_max_threads or max(4 * (os.cpu_count() or 1), 32)
         self._server = grpc.server(
             ThreadPoolExecutor(threads, thread_name_prefix="grpc"),
             options=[

@@ -12,7 +12,7 @@ import numpy as np
 
 from isthmus.serving import tensors
 from isthmus.serving.errors import RequestError
-from isthmus.serving.savedmodel import DEFAULT_SIGNATURE, SavedModel
+from isthmus.serving.savedmodel import DEFAULT_SIGNATURE, LoadedModel
 from isthmus.serving.status import Code
 
 __all__ = ["CallOptions", "input_infos", "predict", "predict_from_protos"]
@@ -39,7 +39,7 @@ _DEFAULTS = CallOptions()
 
 
 def predict_from_protos(
-    model: SavedModel,
+    model: LoadedModel,
     signature_name: str,
     protos: Mapping[str, Any],
     output_filter: Sequence[str] = (),
@@ -63,7 +63,7 @@ def predict_from_protos(
 
 
 def predict(
-    model: SavedModel, signature_name: str, arrays: Arrays, options: CallOptions = _DEFAULTS
+    model: LoadedModel, signature_name: str, arrays: Arrays, options: CallOptions = _DEFAULTS
 ) -> dict[str, np.ndarray[Any, Any]]:
     """Run a signature on arrays by input alias; all its outputs by alias, sorted.
 
@@ -75,7 +75,7 @@ def predict(
     return _run(model, signature, _Inputs(arrays, arrays), (), options)
 
 
-def input_infos(model: SavedModel, signature_name: str) -> Mapping[str, Any]:
+def input_infos(model: LoadedModel, signature_name: str) -> Mapping[str, Any]:
     """TensorInfo by input alias, as the REST API looks it up to parse a body.
 
     Raises:
@@ -91,7 +91,7 @@ def input_infos(model: SavedModel, signature_name: str) -> Mapping[str, Any]:
     return inputs
 
 
-def _signature_for_grpc(model: SavedModel, signature_name: str) -> Any:
+def _signature_for_grpc(model: LoadedModel, signature_name: str) -> Any:
     name = signature_name or DEFAULT_SIGNATURE
     signature = model.signatures.get(name)
     if signature is None:
@@ -128,7 +128,7 @@ class _Inputs:
 
 
 def _run(
-    model: SavedModel, signature: Any, inputs: _Inputs, output_filter: Sequence[str], options: CallOptions
+    model: LoadedModel, signature: Any, inputs: _Inputs, output_filter: Sequence[str], options: CallOptions
 ) -> dict[str, np.ndarray[Any, Any]]:
     aliases = sorted(signature.inputs)
     feeds = [(signature.inputs[alias].name, _input(signature, alias, inputs)) for alias in aliases]

@@ -16,7 +16,7 @@ from typing import Protocol
 
 from isthmus.serving.errors import RequestError
 from isthmus.serving.routing import ModelRef
-from isthmus.serving.savedmodel import SavedModel, is_complete
+from isthmus.serving.savedmodel import LoadedModel, is_complete
 from isthmus.serving.servable import Servable
 from isthmus.serving.status import Code
 from isthmus.serving.versions import (
@@ -43,7 +43,7 @@ _NOTHING: Available = ((), {})
 class Loader(Protocol):
     """Loads and warms up one version; called in a pool thread."""
 
-    def __call__(self, name: str, version: int, path: Path) -> SavedModel: ...
+    def __call__(self, name: str, version: int, path: Path) -> LoadedModel: ...
 
 
 class ModelManager:
@@ -190,7 +190,7 @@ class ModelManager:
     # ---- what requests ask it ----
 
     @contextmanager
-    def model(self, ref: ModelRef) -> Iterator[tuple[SavedModel, int]]:
+    def model(self, ref: ModelRef) -> Iterator[tuple[LoadedModel, int]]:
         """The loaded model that a request names, with its version number.
 
         Raises:

@@ -61,11 +61,11 @@ class RestEdge:
 
     def start(self, answer: Answer) -> None:
         """Serve; returns when the socket accepts."""
-        threads = self._config.rest_api_num_threads or 4 * (os.cpu_count() or 1)
+        threads = self._config.rest_api_num_threads or max(4 * (os.cpu_count() or 1), 32)
         pool = ThreadPoolExecutor(threads, thread_name_prefix="rest")
         config = uvicorn.Config(
             _Application(answer, pool, cors=self._config.rest_api_enable_cors_support),
-            http="h11",
+            http="auto",
             ws="none",
             lifespan="off",
             interface="asgi3",

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -23,10 +23,35 @@ from isthmus.serving.errors import RequestError
 from isthmus.serving.status import Code
 from isthmus.serving.tensors import DTYPE_NAMES, dtype_number
 
-__all__ = ["SavedModel", "SessionOptions", "is_complete"]
+__all__ = ["LoadedModel", "SavedModel", "SessionOptions", "is_complete"]
 
 DEFAULT_SIGNATURE = "serving_default"
 _GRAPH_FILES = ("saved_model.pb", "saved_model.pbtxt")
+
+
+class LoadedModel(Protocol):
+    """What requests run on: a `SavedModel`, or one behind a batching queue."""
+
+    path: Path
+    signatures: dict[str, Any]
+
+    def run(
+        self,
+        feeds: Sequence[tuple[str, np.ndarray[Any, Any]]],
+        fetches: Sequence[str],
+        *,
+        timeout_ms: int = 0,
+    ) -> list[np.ndarray[Any, Any]]:
+        """Fetch tensors by name; see `SavedModel.run`."""
+        ...
+
+    def dtype(self, name: str) -> int:
+        """The tensorflow.DataType of a tensor of the graph."""
+        ...
+
+    def close(self) -> None:
+        """Give the memory back."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +144,11 @@ class SavedModel:
         by_name = dict(zip(unique, values, strict=True))
         return [np.asarray(by_name[name]) for name in fetches]
 
+    def dtype(self, name: str) -> int:
+        """The tensorflow.DataType of a tensor of the graph."""
+        number: int = self._graph.get_tensor_by_name(name).dtype.as_datatype_enum
+        return number
+
     def close(self) -> None:
         """Give the model's memory back, to the operating system as well; no call may be under way."""
         self._session.close()
@@ -141,7 +171,7 @@ class SavedModel:
                 # Private, but what Keras stood on for years, and 110 µs cheaper than the public
                 # make_callable.
                 run = self._session._make_callable_from_options(options)
-                dtypes = [self._graph.get_tensor_by_name(name).dtype.as_datatype_enum for name in feeds]
+                dtypes = [self.dtype(name) for name in feeds]
                 self._callables[key] = _Callable(run, dtypes)
         return self._callables[key]
 

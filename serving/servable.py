@@ -4,7 +4,7 @@ import threading
 from pathlib import Path
 
 from isthmus.serving.errors import RequestError
-from isthmus.serving.savedmodel import SavedModel
+from isthmus.serving.savedmodel import LoadedModel
 from isthmus.serving.versions import State
 
 __all__ = ["Servable"]
@@ -20,12 +20,12 @@ class Servable:
         self.state = State.START
         self.error: RequestError | None = None
         self.is_aspired = True
-        self.model: SavedModel | None = None
+        self.model: LoadedModel | None = None
         self._num_users = 0
         self._is_retired = False
         self._unused = threading.Condition()
 
-    def acquire(self) -> SavedModel | None:
+    def acquire(self) -> LoadedModel | None:
         """The loaded model, kept from being unloaded until `release`; None when it is already on its way
         out."""
         with self._unused:
@@ -41,7 +41,7 @@ class Servable:
             if not self._num_users:
                 self._unused.notify_all()
 
-    def retire(self) -> SavedModel | None:
+    def retire(self) -> LoadedModel | None:
         """Wait until no request uses the model, hand it out to no further one, and return it for closing."""
         with self._unused:
             self._unused.wait_for(lambda: self._num_users == 0)

@@ -10,11 +10,11 @@ import os
 import signal
 import sys
 import threading
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
 from isthmus.serving import model_config
+from isthmus.serving.batching import BatchingParameters, read_parameters
 from isthmus.serving.config import ServingConfig
 from isthmus.serving.errors import RequestError, ServingError
 from isthmus.serving.grpc_edge import GrpcEdge
@@ -24,7 +24,6 @@ from isthmus.serving.versions import ModelSettings
 
 if TYPE_CHECKING:
     from isthmus.serving.manager import ModelManager
-    from isthmus.serving.savedmodel import SavedModel
 
 __all__ = ["EmbeddedServer", "serve"]
 
@@ -41,6 +40,7 @@ class EmbeddedServer:
     def __init__(self, config: ServingConfig) -> None:
         self.config = config
         self._models = configured_models(config)
+        self._batching = configured_batching(config)
         self._manager: ModelManager | None = None
         self._config_poller: threading.Thread | None = None
         self._stopping = threading.Event()
@@ -67,11 +67,12 @@ class EmbeddedServer:
         Raises:
             ServingError: a model could not be loaded.
         """
+        from isthmus.serving import loading
         from isthmus.serving.manager import ModelManager
         from isthmus.serving.service import Service
 
         self._manager = ModelManager(
-            self._load,
+            loading.Loader(self.config, self._batching),
             poll_wait_seconds=self.config.file_system_poll_wait_seconds,
             max_num_load_retries=self.config.max_num_load_retries,
             load_retry_interval_seconds=self.config.load_retry_interval_micros / 1e6,
@@ -119,30 +120,6 @@ class EmbeddedServer:
         if self._manager is not None:
             self._manager.request_stop()
 
-    def _load(self, name: str, version: int, path: Path) -> "SavedModel":
-        from isthmus.serving import warmup
-        from isthmus.serving.savedmodel import SavedModel, SessionOptions
-
-        config = self.config
-        threads = config.tensorflow_session_parallelism
-        model = SavedModel(
-            path,
-            SessionOptions(
-                tags=tuple(config.saved_model_tags.split(",")),
-                intra_op_threads=config.tensorflow_intra_op_parallelism or threads,
-                inter_op_threads=config.tensorflow_inter_op_parallelism or threads,
-                gpu_memory_fraction=config.per_process_gpu_memory_fraction,
-            ),
-        )
-        if config.enable_model_warmup:
-            try:
-                num_records = warmup.replay(model, num_iterations=config.num_request_iterations_for_warmup)
-            except BaseException:
-                model.close()
-                raise
-            logger.debug("%s version %d: %d warm-up records", name, version, num_records)
-        return model
-
 
 def configured_models(config: ServingConfig) -> list[ModelSettings]:
     """The models that a configuration names.
@@ -162,6 +139,17 @@ def configured_models(config: ServingConfig) -> list[ModelSettings]:
             "no model to serve: give --model_base_path (with --model_name) or --model_config_file"
         )
     return [ModelSettings(name=config.model_name, base_path=config.model_base_path.absolute())]
+
+
+def configured_batching(config: ServingConfig) -> BatchingParameters | None:
+    """The batching parameters of a configuration; None when batching is off.
+
+    Raises:
+        ServingError: the file is unreadable or contradicts itself.
+    """
+    if not config.enable_batching:
+        return None
+    return read_parameters(config.batching_parameters_file, num_cpus=os.cpu_count() or 1)
 
 
 def serve(config: ServingConfig) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from isthmus.serving import inference
 from isthmus.serving.errors import RequestError
-from isthmus.serving.savedmodel import SavedModel
+from isthmus.serving.savedmodel import LoadedModel
 from isthmus.serving.status import Code
 
 __all__ = ["WARMUP_FILE", "replay"]
@@ -19,7 +19,7 @@ WARMUP_FILE = Path("assets.extra") / "tf_serving_warmup_requests"
 MAX_NUM_RECORDS = 1000
 
 
-def replay(model: SavedModel, *, num_iterations: int = 1) -> int:
+def replay(model: LoadedModel, *, num_iterations: int = 1) -> int:
     """Run every record num_iterations times; the number of records.
 
     Raises:
@@ -60,7 +60,7 @@ def _records(path: Path) -> Iterator[Any]:
         ) from error
 
 
-def _run(model: SavedModel, log: Any) -> None:
+def _run(model: LoadedModel, log: Any) -> None:
     kind = log.WhichOneof("log_type")
     if kind != "predict_log":
         raise RequestError(Code.UNIMPLEMENTED, f"Unsupported log_type for warmup: {kind}")

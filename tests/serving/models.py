@@ -165,6 +165,12 @@ def write_echo(path: Path) -> None:
     add(
         "table", {"x": vector}, lambda x: {"y": tf.gather(tf.constant([1.0, 2.0, 3.0]), tf.cast(x, tf.int32))}
     )
+
+    def slow(x: Any) -> Any:
+        square = tf.fill([1200, 1200], tf.reduce_sum(x) * 1e-9)
+        return {"y": x + tf.reduce_sum(tf.linalg.matmul(square, square)) * 0.0}
+
+    add("slow", {"x": vector}, slow)
     tf.saved_model.save(module, str(path), signatures=signatures)
 
 

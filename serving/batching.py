@@ -1,0 +1,278 @@
+"""Requests of one signature run together, by TensorFlow's own C++ batch scheduler (the BatchFunction op).
+
+Around a loaded model stands one small Session per kind of call (what is fed, of what row shape, and what is
+fetched):
+
+    placeholders -> BatchFunction[queue, timeout, padding, splitting in C++] -> a Python function ->
+    SavedModel.run
+
+The op lives in a Session of its own, so closing it frees the queue and its threads with the version; and that
+Session has threads of its own, because the Python function blocks one of them while the model's Session
+computes. A failed computation comes back as a row of numbers beside its outputs: an exception in the function
+would lose its code.
+"""
+
+import itertools
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from isthmus.serving.errors import RequestError, ServingError
+from isthmus.serving.model_config import read_text_proto
+from isthmus.serving.private_messages import message_class
+from isthmus.serving.savedmodel import LoadedModel
+from isthmus.serving.status import Code
+from isthmus.serving.tensors import DT_STRING, NUMPY_OF_DTYPE, dtype_number
+
+__all__ = ["BatchedModel", "BatchingParameters", "read_parameters"]
+
+Array = np.ndarray[Any, Any]
+Feeds = Sequence[tuple[str, Array]]
+
+PER_MODEL_FILE = "batching_params.pbtxt"
+# A queue belongs to one row shape; beyond this many of them calls run by themselves.
+_MAX_NUM_QUEUES = 64
+# Failures whose rows have not been told yet; far more than requests that can wait.
+_MAX_NUM_FAILURES = 4096
+_queue_names = itertools.count()
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchingParameters:
+    """tensorflow.serving.BatchingParameters, with the original's defaults."""
+
+    max_batch_size: int = 1000
+    """Most rows that one request, and without splitting one batch, may have."""
+
+    batch_timeout_micros: int = 0
+    """How long a batch that is not full waits for more requests."""
+
+    max_enqueued_batches: int = 10
+    """Batches waiting beyond this make further requests UNAVAILABLE."""
+
+    num_batch_threads: int = 2
+    """Batches of one queue that run at the same time."""
+
+    allowed_batch_sizes: tuple[int, ...] = ()
+    """Batches are padded to the next of these sizes. Empty: never padded."""
+
+    enable_large_batch_splitting: bool = False
+    """Cut a request that exceeds max_execution_batch_size into several batches."""
+
+    max_execution_batch_size: int = 0
+    """Most rows of a computation when splitting is enabled. 0: max_batch_size."""
+
+
+def read_parameters(path: Path | None, *, num_cpus: int) -> BatchingParameters:
+    """The batching parameters in a file (text format); the defaults without one.
+
+    Raises:
+        ServingError: the file is unreadable, or its sizes contradict each other.
+    """
+    if path is None:
+        return BatchingParameters(num_batch_threads=num_cpus)
+    message = read_text_proto(path, message_class("tensorflow.serving.BatchingParameters")())
+    given = {
+        field: getattr(message, field).value
+        for field in (
+            "max_batch_size",
+            "batch_timeout_micros",
+            "max_enqueued_batches",
+            "num_batch_threads",
+            "enable_large_batch_splitting",
+            "max_execution_batch_size",
+        )
+        if message.HasField(field)
+    }
+    if message.pad_variable_length_inputs:
+        raise ServingError(f"{path}: pad_variable_length_inputs is not supported by the embedded server")
+    parameters = BatchingParameters(
+        **{"num_batch_threads": num_cpus, **given}, allowed_batch_sizes=tuple(message.allowed_batch_sizes)
+    )
+    _check(parameters, path)
+    return parameters
+
+
+def _check(parameters: BatchingParameters, path: Path) -> None:
+    sizes = parameters.allowed_batch_sizes
+    expected = parameters.max_batch_size
+    if parameters.enable_large_batch_splitting and parameters.max_execution_batch_size:
+        expected = parameters.max_execution_batch_size
+    if sizes and list(sizes) != sorted(set(sizes)):
+        raise ServingError(f"{path}: allowed_batch_sizes must increase; got {', '.join(map(str, sizes))}")
+    if sizes and sizes[-1] != expected:
+        raise ServingError(
+            f"{path}: Last entry in allowed_batch_sizes must match max_batch_size; last entry was "
+            f"{sizes[-1]}; "
+            f"expected {expected}"
+        )
+
+
+@dataclass(frozen=True)
+class _Queue:
+    """The Session around one BatchFunction, and the callable that goes through it."""
+
+    session: Any
+    run: Any
+    failures: dict[int, RequestError]
+
+
+class BatchedModel:
+    """A `LoadedModel` whose calls are gathered into batches. Calls may come from any number of threads."""
+
+    def __init__(self, model: LoadedModel, parameters: BatchingParameters) -> None:
+        self.path = model.path
+        self.signatures = model.signatures
+        self._model = model
+        self._parameters = parameters
+        self._queues: dict[Any, _Queue] = {}
+        self._lock = threading.Lock()
+
+    def run(self, feeds: Feeds, fetches: Sequence[str], *, timeout_ms: int = 0) -> list[Array]:
+        """`SavedModel.run`, together with other requests.
+
+        Raises:
+            RequestError: also INVALID_ARGUMENT for inputs without rows, of different numbers of rows, or with
+                more rows than max_batch_size; UNAVAILABLE when the queue is full.
+        """
+        from tensorflow.errors import OpError
+
+        _check_rows(feeds)
+        fetched = tuple(dict.fromkeys(fetches))
+        queue = self._queue(feeds, fetched, timeout_ms)
+        if queue is None:
+            return self._model.run(feeds, fetches, timeout_ms=timeout_ms)
+        try:
+            *values, failed = queue.run(*(value for _, value in feeds))
+        except OpError as error:
+            raise RequestError(Code(error.error_code), error.message.split("\n\t [[")[0]) from error
+        if failed.size and failed[0]:
+            known = queue.failures[int(failed[0])]
+            raise RequestError(known.code, known.message)
+        by_name = dict(zip(fetched, values, strict=True))
+        return [by_name[name] for name in fetches]
+
+    def close(self) -> None:
+        """Close the queues and the model; no call may be under way."""
+        for queue in self._queues.values():
+            queue.session.close()
+        self._queues = {}
+        self._model.close()
+
+    def _queue(self, feeds: Feeds, fetches: tuple[str, ...], timeout_ms: int) -> _Queue | None:
+        kind = tuple((name, dtype_number(value), value.shape[1:]) for name, value in feeds)
+        key = (kind, fetches, timeout_ms)
+        queue = self._queues.get(key)
+        if queue is None and len(self._queues) < _MAX_NUM_QUEUES:
+            with self._lock:
+                queue = self._queues.get(key) or self._new_queue(kind, fetches, timeout_ms)
+                self._queues[key] = queue
+        return queue
+
+    def _new_queue(self, kind: Any, fetches: tuple[str, ...], timeout_ms: int) -> _Queue:
+        import tensorflow as tf
+
+        failures: dict[int, RequestError] = {}
+        numbers = itertools.count()
+        names = [name for name, _, _ in kind]
+        dtypes = [self._model.dtype(name) for name in fetches]
+
+        def compute(*values: Array) -> list[Array]:
+            num_rows = len(values[0])
+            try:
+                outputs = self._model.run(
+                    list(zip(names, values, strict=True)), fetches, timeout_ms=timeout_ms
+                )
+            except RequestError as error:
+                number = next(numbers) % _MAX_NUM_FAILURES + 1
+                failures[number] = error
+                return [*(_zeros(num_rows, dtype) for dtype in dtypes), np.full(num_rows, number)]
+            return [*outputs, np.zeros(num_rows, np.int64)]
+
+        graph = tf.Graph()
+        with graph.as_default():
+            specs = [tf.TensorSpec([None, *shape], tf.as_dtype(number)) for _, number, shape in kind]
+            placeholders = [tf.compat.v1.placeholder(spec.dtype, spec.shape) for spec in specs]
+            outputs = self._batch_function(
+                compute, specs, placeholders, [*map(tf.as_dtype, dtypes), tf.int64]
+            )
+        session = tf.compat.v1.Session(graph=graph, config=self._session_config())
+        options = _callable_options(placeholders, outputs, timeout_ms)
+        return _Queue(session, session._make_callable_from_options(options), failures)
+
+    def _batch_function(self, compute: Any, specs: Any, placeholders: Any, dtypes: Any) -> Any:
+        import tensorflow as tf
+
+        def body(*values: Any) -> Any:
+            return tf.numpy_function(compute, values, dtypes)
+
+        given = self._parameters
+        return tf.raw_ops.BatchFunction(
+            in_tensors=placeholders,
+            captured_tensors=[],
+            f=tf.function(body, autograph=False).get_concrete_function(*specs),
+            num_batch_threads=given.num_batch_threads,
+            max_batch_size=given.max_batch_size,
+            batch_timeout_micros=given.batch_timeout_micros,
+            max_enqueued_batches=given.max_enqueued_batches,
+            allowed_batch_sizes=_sizes(given),
+            enable_large_batch_splitting=given.enable_large_batch_splitting,
+            Tout=dtypes,
+            # The scheduler is looked up by this name, in every Session.
+            shared_name=f"isthmus_{next(_queue_names)}",
+        )
+
+    def _session_config(self) -> Any:
+        import tensorflow as tf
+
+        return tf.compat.v1.ConfigProto(
+            use_per_session_threads=True,
+            inter_op_parallelism_threads=self._parameters.num_batch_threads + 1,
+            intra_op_parallelism_threads=1,
+            device_count={"GPU": 0},
+        )
+
+    def dtype(self, name: str) -> int:
+        """The tensorflow.DataType of a tensor of the graph."""
+        return self._model.dtype(name)
+
+
+def _sizes(given: BatchingParameters) -> list[int]:
+    """The op takes the last allowed size for the limit of a computation: without sizes to pad to, all up to
+    it."""
+    if given.allowed_batch_sizes or not given.enable_large_batch_splitting:
+        return list(given.allowed_batch_sizes)
+    return list(range(1, (given.max_execution_batch_size or given.max_batch_size) + 1))
+
+
+def _callable_options(placeholders: Any, outputs: Any, timeout_ms: int) -> Any:
+    from tensorflow.core.protobuf import config_pb2
+
+    options = config_pb2.CallableOptions(
+        feed=[tensor.name for tensor in placeholders], fetch=[tensor.name for tensor in outputs]
+    )
+    options.run_options.timeout_in_ms = timeout_ms
+    return options
+
+
+def _check_rows(feeds: Feeds) -> None:
+    """BatchingSession's own checks and texts."""
+    sizes = []
+    for _, value in feeds:
+        if not value.ndim:
+            raise RequestError(
+                Code.INVALID_ARGUMENT, "Batching Run() input tensors must have at least one dimension"
+            )
+        sizes.append(value.shape[0])
+    if len(set(sizes)) > 1:
+        raise RequestError(
+            Code.INVALID_ARGUMENT, "Batching Run() input tensors must have equal 0th-dimension size"
+        )
+
+
+def _zeros(num_rows: int, dtype: int) -> Array:
+    return np.full(num_rows, b"", object) if dtype == DT_STRING else np.zeros(num_rows, NUMPY_OF_DTYPE[dtype])

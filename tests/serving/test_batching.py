@@ -1,0 +1,222 @@
+"""Batching by TensorFlow's scheduler: what is run together, padded, refused; what each caller gets back."""
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from isthmus.serving.batching import BatchedModel, BatchingParameters, read_parameters
+from isthmus.serving.errors import RequestError, ServingError
+from isthmus.serving.inference import predict
+from isthmus.serving.savedmodel import SavedModel, SessionOptions
+from isthmus.serving.status import Code
+
+Make = Callable[..., BatchedModel]
+
+
+class Recorded(SavedModel):
+    """A SavedModel that remembers the number of rows of each computation."""
+
+    def __init__(self, path: Path, options: SessionOptions) -> None:
+        super().__init__(path, options)
+        self.batch_sizes: list[int] = []
+
+    def run(self, feeds: Any, fetches: Any, *, timeout_ms: int = 0) -> list[np.ndarray]:
+        """Remember, then run."""
+        self.batch_sizes.append(len(feeds[0][1]))
+        return super().run(feeds, fetches, timeout_ms=timeout_ms)
+
+
+@pytest.fixture
+def make(models_root: Path) -> Iterator[Make]:
+    """Makes batched echo models; `recorded` of the last one has its batch sizes."""
+    made: list[BatchedModel] = []
+
+    def build(**parameters: Any) -> BatchedModel:
+        model = Recorded(models_root / "echo" / "7", SessionOptions())
+        made.append(BatchedModel(model, BatchingParameters(**parameters)))
+        made[-1].recorded = model.batch_sizes  # type: ignore[attr-defined]
+        return made[-1]
+
+    yield build
+    for model in made:
+        model.close()
+
+
+def echo(model: BatchedModel, values: Any, signature: str = "echo_float32") -> np.ndarray:
+    array = np.asarray(values, np.float32)
+    (output,) = predict(model, signature, {"x": array}).values()
+    return output
+
+
+def test_requests_run_together_and_each_gets_its_own(make: Make) -> None:
+    model = make(max_batch_size=8, batch_timeout_micros=100_000, num_batch_threads=1)
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda i: echo(model, [[i, -i]]).tolist(), range(8)))
+    assert answers == [[[float(i), float(-i)]] for i in range(8)]
+    assert sum(model.recorded) == 8
+    assert max(model.recorded) > 1
+
+
+def test_batches_are_padded_to_the_next_allowed_size(make: Make) -> None:
+    model = make(max_batch_size=8, allowed_batch_sizes=(4, 8))
+    assert echo(model, [1, 2, 3, 4, 5]).tolist() == [1, 2, 3, 4, 5]
+    assert echo(model, [1]).tolist() == [1]
+    assert model.recorded == [8, 4]
+
+
+def test_rows_of_another_shape_have_a_queue_of_their_own(make: Make) -> None:
+    model = make(max_batch_size=8, batch_timeout_micros=50_000)
+    shapes = [(1, 2), (1, 3)] * 4
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda shape: echo(model, np.ones(shape)).shape, shapes))
+    assert answers == shapes
+
+
+def test_several_inputs_and_string_outputs(make: Make) -> None:
+    model = make(max_batch_size=8)
+    outputs = predict(model, "pair", {"a": np.array([1.0], np.float32), "b": np.array([[2, 3]], np.int32)})
+    assert outputs["sum"].tolist() == [6.0]
+    assert outputs["copy"].tolist() == [[2, 3]]
+    strings = np.array([b"a", b"\x00b"], object)
+    assert predict(model, "echo_string", {"x": strings})["y"].tolist() == [b"a", b"\x00b"]
+
+
+@pytest.mark.parametrize(
+    ("values", "signature", "code", "text"),
+    [
+        (
+            1.0,
+            "echo_float32",
+            Code.INVALID_ARGUMENT,
+            "Batching Run() input tensors must have at least one dimension",
+        ),
+        (
+            np.zeros(9),
+            "echo_float32",
+            Code.INVALID_ARGUMENT,
+            "Task size 9 is larger than maximum input batch size 8",
+        ),
+    ],
+)
+def test_refused(make: Make, values: Any, signature: str, code: Code, text: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        echo(make(max_batch_size=8), values, signature)
+    assert (caught.value.code, caught.value.message) == (code, text)
+
+
+def test_different_numbers_of_rows(make: Make) -> None:
+    inputs = {"a": np.zeros(2, np.float32), "b": np.zeros((3, 2), np.int32)}
+    with pytest.raises(RequestError, match="input tensors must have equal 0th-dimension size"):
+        predict(make(), "pair", inputs)
+
+
+def test_outputs_without_rows(make: Make) -> None:
+    with pytest.raises(RequestError, match="Batched output tensor has 0 dimensions"):
+        echo(make(), [1.0, 2.0], "scalar")
+
+
+def test_failed_computation_keeps_its_code_and_text(make: Make) -> None:
+    model = make(max_batch_size=8)
+    for _ in range(2):
+        with pytest.raises(RequestError, match="no number : Tensor had Inf values") as caught:
+            echo(model, [1.0], "fails")
+        assert caught.value.code is Code.INVALID_ARGUMENT
+    assert echo(model, [1.0]).tolist() == [1.0]
+
+
+def test_full_queue_is_unavailable(make: Make) -> None:
+    model = make(max_batch_size=1, max_enqueued_batches=1, num_batch_threads=1)
+    echo(model, [1.0], "slow")
+
+    def ask(value: int) -> Any:
+        try:
+            return echo(model, [value], "slow").tolist()
+        except RequestError as error:
+            return error
+
+    with ThreadPoolExecutor(12) as pool:
+        answers = list(pool.map(ask, range(12)))
+    refused = [answer for answer in answers if isinstance(answer, RequestError)]
+    assert refused
+    assert {error.code for error in refused} == {Code.UNAVAILABLE}
+    assert "The batch scheduling queue to which this task was submitted is full" in refused[0].message
+    assert all(
+        answer == [float(i)] for i, answer in enumerate(answers) if not isinstance(answer, RequestError)
+    )
+
+
+def test_large_requests_are_split(make: Make) -> None:
+    model = make(
+        max_batch_size=8,
+        max_execution_batch_size=4,
+        allowed_batch_sizes=(4,),
+        enable_large_batch_splitting=True,
+    )
+    assert echo(model, range(8)).tolist() == list(range(8))
+    assert set(model.recorded) == {4}
+
+
+def test_closing_ends_the_queues_threads(models_root: Path) -> None:
+    def num_threads() -> int:
+        return len(os.listdir("/proc/self/task"))
+
+    def once() -> None:
+        model = BatchedModel(
+            SavedModel(models_root / "echo" / "7", SessionOptions()), BatchingParameters(num_batch_threads=4)
+        )
+        echo(model, [1.0])
+        model.close()
+
+    once()
+    before = num_threads()
+    for _ in range(5):
+        once()
+    assert num_threads() <= before
+
+
+# ---- the parameters file ----
+
+
+def test_parameters_file(tmp_path: Path) -> None:
+    path = tmp_path / "batching.config"
+    path.write_text(
+        "max_batch_size { value: 32 }\nbatch_timeout_micros { value: 2000 }\nmax_enqueued_batches { value: "
+        "100 }\n"
+        "num_batch_threads { value: 4 }\nallowed_batch_sizes: 8\nallowed_batch_sizes: 32\n"
+        "thread_pool_name { value: 'pool' }\n"
+    )
+    assert read_parameters(path, num_cpus=2) == BatchingParameters(
+        max_batch_size=32,
+        batch_timeout_micros=2000,
+        max_enqueued_batches=100,
+        num_batch_threads=4,
+        allowed_batch_sizes=(8, 32),
+    )
+    assert read_parameters(None, num_cpus=3) == BatchingParameters(num_batch_threads=3)
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("max_batch_size: 3", "Invalid protobuf file: "),
+        (
+            "max_batch_size { value: 4 } allowed_batch_sizes: 2",
+            "Last entry in allowed_batch_sizes must match max_batch_size; last entry was 2; expected 4",
+        ),
+        (
+            "max_batch_size { value: 4 } allowed_batch_sizes: 4 allowed_batch_sizes: 2",
+            "allowed_batch_sizes must increase; got 4, 2",
+        ),
+        ("pad_variable_length_inputs: true", "pad_variable_length_inputs is not supported"),
+    ],
+)
+def test_wrong_parameters_file(tmp_path: Path, text: str, error: str) -> None:
+    path = tmp_path / "batching.config"
+    path.write_text(text)
+    with pytest.raises(ServingError, match=error):
+        read_parameters(path, num_cpus=2)
