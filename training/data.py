@@ -105,7 +105,10 @@ def find(data: DataConfig, *, home: Path) -> PreparedData | None:
     """What `prepare` would find there already; None when it would have work to do. Raises as it does."""
     wanted = _Wanted.by(data, home=home)
     record = wanted.present()
-    return None if record is None else _prepared(wanted.target, record, reused=True)
+    if record is None:
+        return None
+    log.info("data %s: up to date, %s", wanted.target.name, _counts(record))
+    return _prepared(wanted.target, record, reused=True)
 
 
 def load(root: Path) -> PreparedData:
@@ -229,8 +232,8 @@ def _write_files(staging: Path, plan: imagefolder.Plan, *, root: Path) -> None:
 def _publish(staging: Path, target: Path, record: dict[str, Any]) -> None:
     """dataset.json last, then the rename; an older version is moved away first.
 
-    Nothing is synced to the disk file by file (minutes for 70,000 of them): what a power cut takes away shows in
-    the listing of sizes, and is prepared again.
+    Nothing is synced to the disk file by file (minutes for 70,000 of them): what a power cut takes away
+    shows in the listing of sizes, and is prepared again.
     """
     write_json(staging / DATASET_JSON, record)
     old = target.parent / f".{target.name}.old-{record['digest'][:8]}"

@@ -17,8 +17,8 @@ def progress_bar(*, total: int, initial: int) -> Iterator[Any]:
 
     with tqdm(total=total, initial=initial, unit="step", file=sys.stderr, disable=None) as bar:
         # tqdm gives each logger that it is told of a handler: name only those that have one to replace.
-        replaced = [] if bar.disable else [(each, _console_level(each)) for each in _loggers()]
-        replaced = [(each, level) for each, level in replaced if level is not None]
+        levels = [] if bar.disable else [(each, _console_level(each)) for each in _loggers()]
+        replaced = [(each, level) for each, level in levels if level is not None]
         with logging_redirect_tqdm([each for each, _ in replaced]):
             for logger, level in replaced:
                 # tqdm's handler comes last, and without the level of the one that it stands for.

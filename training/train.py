@@ -201,36 +201,11 @@ def _publish(
             metrics=metrics,
             tags={"weights_sha256": weights_sha256, "weights": progress.best_weights},
         )
-        base, _, tag = job.model.name.partition(".")
-        record = {
-            "name": job.name,
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        record = _record(job, model, preprocessing=preprocessing, args=args) | {
             "weights_sha256": weights_sha256,
             "weights": progress.best_weights,
-            "fingerprint": job.fingerprint,
-            "model": {
-                "name": base,
-                "args": args,
-                "pretrained_tag": (tag or model.pretrained_cfg.get("tag")) if job.model.pretrained else None,
-                "num_classes": len(job.data.classes),
-                "input_size": preprocessing["input_size"],
-                "head": "single_label",
-                "labels": list(job.data.classes),
-            },
-            "preprocessing": preprocessing,
-            "dataset": {
-                "name": job.data.name,
-                "source": job.data.source,
-                "root": str(job.data.root),
-                "digest": job.data.digest,
-                "splits": job.data.splits,
-                "labels": list(job.data.classes),
-            },
-            "recipe": job.recipe,
             "metrics": metrics,
             "history": progress.history,
-            "source": git_state(),
-            "versions": library_versions(checkpoints.VERSIONED_LIBRARIES),
             "mlflow": {
                 "tracking_uri": run.tracking_uri,
                 "experiment_id": run.experiment_id,
@@ -242,6 +217,39 @@ def _publish(
         publish_directory(staging, target)
     checkpoints.point(job.parent, target)
     return target
+
+
+def _record(
+    job: Job, model: torch.nn.Module, *, preprocessing: dict[str, Any], args: dict[str, Any]
+) -> dict[str, Any]:
+    """The part of checkpoint.json that is known before training."""
+    base, _, tag = job.model.name.partition(".")
+    return {
+        "name": job.name,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "fingerprint": job.fingerprint,
+        "model": {
+            "name": base,
+            "args": args,
+            "pretrained_tag": (tag or model.pretrained_cfg.get("tag")) if job.model.pretrained else None,
+            "num_classes": len(job.data.classes),
+            "input_size": preprocessing["input_size"],
+            "head": "single_label",
+            "labels": list(job.data.classes),
+        },
+        "preprocessing": preprocessing,
+        "dataset": {
+            "name": job.data.name,
+            "source": job.data.source,
+            "root": str(job.data.root),
+            "digest": job.data.digest,
+            "splits": job.data.splits,
+            "labels": list(job.data.classes),
+        },
+        "recipe": job.recipe,
+        "source": git_state(),
+        "versions": library_versions(checkpoints.VERSIONED_LIBRARIES),
+    }
 
 
 def _clear_leftovers(job: Job, *, force: bool) -> None:
