@@ -132,13 +132,6 @@ def mod(node: Node, a: Value, b: Value) -> Value:
     return elementwise(tf.math.floormod, a, b)
 
 
-@op("BitShift", since=11)
-def bit_shift(node: Node, a: Value, b: Value) -> Value:
-    """Shift by a number of bits."""
-    shift = tf.bitwise.left_shift if node.attrs["direction"] == "LEFT" else tf.bitwise.right_shift
-    return elementwise(shift, a, b)
-
-
 @op("IsInf", since=10)
 def is_inf(node: Node, x: Value) -> Value:
     """Infinities, optionally of one sign only."""
@@ -153,6 +146,12 @@ def is_inf(node: Node, x: Value) -> Value:
         return found
 
     return elementwise(detect, x)
+
+
+_CASTABLE = (
+    *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
+    *("float16", "bfloat16", "float32", "float64"),
+)
 
 
 @op("Cast", since=6)
@@ -171,10 +170,9 @@ def cast_like(node: Node, x: Value, like: Value) -> Value:
 
 
 def _cast(node: Node, x: Value, dtype: Any) -> Value:
-    try:
-        wanted = tf.as_dtype(dtype)
-    except TypeError as error:
-        raise node.unsupported(f"element type {dtype} does not exist in TensorFlow") from error
+    if np.dtype(dtype).name not in _CASTABLE:
+        raise node.unsupported(f"element type {np.dtype(dtype).name}; allowed: {', '.join(_CASTABLE)}")
+    wanted = tf.as_dtype(dtype)
     if x.dtype == wanted:
         return x
     return elementwise(lambda tensor: tf.cast(tensor, wanted), x)

@@ -99,8 +99,10 @@ def gemm(node: Node, a: Value, b: Value, c: Value | None = None) -> Value:
     bias = c.logical()
     if beta != 1:
         bias = bias * tf.cast(beta, bias.dtype)
-    if bias.shape.rank == 1 and bias.shape[0] == product.shape[1] and product.dtype.is_floating:
-        return Value.of(tf.nn.bias_add(product, bias))
+    width = product.shape[1]
+    if bias.shape in ([width], [1, width]) and product.dtype.is_floating:
+        # Not as [1, M]: grappler fuses that into a MatMul with transpose_a that then refuses it.
+        return Value.of(tf.nn.bias_add(product, tf.reshape(bias, [width])))
     return Value.of(product + bias)
 
 
@@ -125,8 +127,8 @@ def attention(
     """Scaled dot-product attention on [N, heads, T, D]; no cache, no causal flag, no soft cap."""
     if any(value is not None for value in more) or any(node.outputs[1:]) or q.rank != 4:
         raise node.unsupported("only the 4-D form without a cache or extra outputs")
-    if node.attrs.get("is_causal", 0) or node.attrs.get("softcap", 0.0):
-        raise node.unsupported("is_causal and softcap")
+    if any(value for name, value in node.attrs.items() if name != "scale"):
+        raise node.unsupported("attributes other than scale")
     if q.shape[1] != k.shape[1]:
         raise node.unsupported("grouped heads")
     scale = node.attrs.get("scale") or 1 / math.sqrt(q.shape[-1] or 1)

@@ -28,7 +28,7 @@ def _multiply_add(x: Value, scale: Value | None, shift: Value | None) -> Value:
 
 
 @op("BatchNormalization", since=7)
-def batch_normalization(  # noqa: PLR0917 - ONNX's inputs
+def batch_normalization(
     node: Node, x: Value, scale: Value, bias: Value, mean: Value, var: Value
 ) -> Value:
     """Inference only: one multiply-add with numbers computed here."""

@@ -13,7 +13,7 @@ from isthmus.export.tf_half.direct.values import Value, graph_constant
 
 
 @op("LSTM", since=7)
-def lstm(  # noqa: PLR0917 - ONNX's inputs
+def lstm(
     node: Node,
     x: Value,
     w: Value,

@@ -199,8 +199,12 @@ def eye_like(node: Node, x: Value) -> Value:
 
 
 @op("Dropout", since=1)
-def dropout(_: Node, x: Value, *__: Value | None) -> Value:
+def dropout(node: Node, x: Value, _ratio: Value | None = None, training: Value | None = None) -> Value:
     """Inference: the input itself."""
+    if any(node.outputs[1:]) or (
+        training is not None and constant_input(node, training, "training_mode").any()
+    ):
+        raise node.unsupported("training mode and the mask output; export the model in evaluation mode")
     return x
 
 
@@ -230,6 +234,7 @@ def depth_to_space(node: Node, x: Value) -> Value:
 @op("SpaceToDepth")
 def space_to_depth(node: Node, x: Value) -> Value:
     """Blocks of pixels become channels."""
+    choice(node, "mode", ("DCR",), "DCR")
     order = channels_last(4)
     return Value.of(tf.nn.space_to_depth(x.stored(order), node.attrs["blocksize"]), order)
 

@@ -57,7 +57,7 @@ def _split(node: Node, x: Value, sizes: list[int] | None) -> list[Value]:
 
 
 @op("Slice", since=10)
-def slice_(  # noqa: PLR0917 - ONNX's inputs
+def slice_(
     node: Node, x: Value, starts: Value, ends: Value, axes: Value | None = None, steps: Value | None = None
 ) -> Value:
     """Strided ranges along some axes; bounds that follow the batch are allowed."""

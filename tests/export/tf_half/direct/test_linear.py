@@ -46,6 +46,8 @@ def test_gemm(agree, rng, attributes, bias):
 def test_gemm_of_tensors(agree, rng):
     feeds = {name: rng.standard_normal((4, 4), np.float32) for name in "abc"}
     agree(helper.make_node("Gemm", ["a", "b", "c"], ["y"], transA=1, transB=1), feeds, dynamic=False)
+    feeds["c"] = feeds["c"][:1]
+    agree(helper.make_node("Gemm", ["a", "b", "c"], ["y"], transA=1), feeds, dynamic=False)
 
 
 @pytest.mark.parametrize("equation", ["bhid,bhjd->bhij", "bhij,bhjd -> bhid", "bhid,bhid->bhd"])
