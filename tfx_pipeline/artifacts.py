@@ -16,7 +16,7 @@ BLESSED = "blessed"
 
 
 class ParityReport(Artifact):
-    """How far the SavedModel is from torch in the pipeline's own runtime: verdict.json, property `blessed`."""
+    """How far the SavedModel is from torch in the pipeline's runtime: verdict.json, property `blessed`."""
 
     TYPE_NAME = "isthmus.ParityReport"
 
@@ -32,7 +32,7 @@ class Verdict:
     """What a gate found."""
 
     passed: bool
-    """A gate that could not run leaves no verdict: it raises, so that nothing is cached and nothing goes on."""
+    """A gate that could not run leaves no verdict: it raises, nothing is cached and nothing goes on."""
 
     summary: str
     """A few words for the line that a person sees."""

@@ -25,7 +25,7 @@ COPIED = ("manifest.json", "reference.npz", "parity.json")
 
 
 def manifest_links(manifest: dict[str, Any]) -> dict[str, str]:
-    """The manifest's main links, by the name of the artifact's property; those that are not known are left out."""
+    """The manifest's main links, by the name of the artifact's property; unknown ones are left out."""
     training, export, dataset = manifest["training"], manifest["export"], manifest["dataset"]
     links = {
         "name": manifest["name"],

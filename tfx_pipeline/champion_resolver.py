@@ -1,7 +1,7 @@
 """ChampionResolver: the registry's current champion as the Evaluator's baseline, or none.
 
-TFX's own resolver knows only the last model that this pipeline blessed. What must not get worse is what serves: the
-champion of the registry, who may have come from another pipeline or been brought back by a rollback.
+TFX's own resolver knows only the last model that this pipeline blessed. What must not get worse is what serves:
+the champion of the registry, who may have come from another pipeline or been brought back by a rollback.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def find_saved_model(champion: Version, scratch: Path) -> Path:
         if place.is_dir() and tree_digest(place, exclude=MANIFEST_COPIES) == champion.saved_model_digest:
             return place
     raise PipelineError(
-        f"the champion {champion.name} version {champion.version} is to be compared with, and no intact copy of its "
-        f"SavedModel is left (looked at {', '.join(looked) or 'nothing: the registry names no place'}); "
+        f"the champion {champion.name} version {champion.version} is to be compared with, and no intact copy "
+        f"of its SavedModel is left (looked at {', '.join(looked) or 'nothing: the registry names no place'}); "
         "restore one, or promote another version"
     )
 

@@ -101,7 +101,7 @@ class PipelineConfig:
     """With `quarantine`: a larger share of unreadable images than this stops the run all the same."""
 
     schema: Path | None = None
-    """A curated schema (`schema.pbtxt`) to validate the data against. None: inferred from the training split."""
+    """A curated schema (`schema.pbtxt`) to validate the data against. None: inferred from `train`."""
 
     beam_workers: int = 1
     """Processes for Beam's work. 1 runs it inside the pipeline's own process, which is faster below some ten

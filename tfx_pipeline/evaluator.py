@@ -1,8 +1,8 @@
 """Evaluator: TFMA on the signature `examples`, against fixed thresholds and, when there is one, the champion.
 
-TFX's own component is used for the work. Ours differs in one thing: whether there is a champion is known only when
-the pipeline runs, so the baseline always arrives as an artifact, and one that holds no model is set aside. (TFMA
-then drops the change threshold by itself; with a baseline that is missing for another reason it would do so too,
+TFX's own executor does the work. Ours differs in one thing: whether there is a champion is known only when the
+pipeline runs, so the baseline always arrives as an artifact, and one that holds no model is set aside. (TFMA then
+drops the change threshold by itself; with a baseline that is missing for another reason it would do so too,
 silently, which is why ChampionResolver fails rather than returning nothing.)
 """
 
@@ -31,8 +31,8 @@ CLASS_FEATURE = "image/class/text"
 def eval_config(gate: EvaluationGate) -> config_pb2.EvalConfig:
     """TFMA's configuration: accuracy and number of images, over the whole split and within every class.
 
-    A plain `MetricConfig.threshold` would gate every slice. The overall one is therefore a per-slice threshold with
-    an empty SlicingSpec, and the classes have one of their own only where it was asked for.
+    A plain `MetricConfig.threshold` would gate every slice. The overall one is therefore a per-slice threshold
+    with an empty SlicingSpec, and the classes have one of their own only where it was asked for.
     """
     whole = config_pb2.SlicingSpec()
     per_class = config_pb2.SlicingSpec(feature_keys=[CLASS_FEATURE])
@@ -151,8 +151,7 @@ def refusals(evaluation: types.Artifact) -> list[str]:
         where = " and ".join(
             f"class {key.bytes_value.decode()}" for key in validation.slice_key.single_slice_keys
         )
-        for failure in validation.failures:
-            reasons.append(_sentence(failure, where or "the whole split"))
+        reasons += [_sentence(failure, where or "the whole split") for failure in validation.failures]
     missing = [*result.missing_slices, *result.missing_cross_slices]
     if missing:
         reasons.append(f"{len(missing)} of the slices that have a threshold were not in the data")
@@ -169,7 +168,8 @@ def _sentence(failure: Any, where: str) -> str:
         )
     if failure.metric_value.WhichOneof("type") != "double_value":
         return f"{failure.metric_key.name} on {where} could not be measured: {failure.message}"
-    return f"accuracy on {where} is {value:.4f}, at least {threshold.value_threshold.lower_bound.value:g} is wanted"
+    wanted = threshold.value_threshold.lower_bound.value
+    return f"accuracy on {where} is {value:.4f}, at least {wanted:g} is wanted"
 
 
 class Executor(tfx_evaluator.Executor):

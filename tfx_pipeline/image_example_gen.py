@@ -1,8 +1,7 @@
 """ImageExampleGen: an ImageFolder becomes TFX Examples, over Beam.
 
-Every image is decoded once, for three reasons: to find those that cannot be, to describe it (size, brightness) so
-that statistics over a data set say something, and because later stages may rely on its being readable. The record
-itself carries the file's own bytes, so nothing is re-encoded.
+Every image is decoded once: to find those that cannot be, and to describe it (size, brightness), so that statistics
+over a data set say something. The record carries the file's own bytes; nothing is re-encoded.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ def example_of(encoded: bytes, *, filename: str, label: int, text: str) -> tf.tr
         The record. `image/mean` and `image/std` are in 8-bit levels (0 to 255), over all RGB values.
 
     Raises:
-        OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError: no readable image.
+        OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError: no whole image.
     """
     with Image.open(io.BytesIO(encoded)) as image:
         image_format, num_channels = image.format or "unknown", len(image.getbands())
@@ -142,8 +141,8 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         """Write the examples and `report.json` beside them.
 
         Raises:
-            PipelineError: Images are corrupt and the setting says fail (or there are too many), a class is unknown
-                to the model, or a split is empty.
+            PipelineError: Images are corrupt and the setting says fail (or there are too many), a class is
+                unknown to the model, or a split is empty.
         """
         (artifact,) = output_dict["examples"]
         splits = json.loads(exec_properties["splits"])

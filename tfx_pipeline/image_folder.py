@@ -37,7 +37,7 @@ class ImageFolder:
     """{split: number of image files}."""
 
     fingerprint: str
-    """sha256 over name, size and modification time of every image: changes when any image may have changed."""
+    """sha256 over name, size and modification time of every image: changes when one may have changed."""
 
 
 def inspect(root: Path, *, labels: list[str]) -> ImageFolder:
@@ -48,8 +48,8 @@ def inspect(root: Path, *, labels: list[str]) -> ImageFolder:
         labels: The model's labels. A class folder must be one of them.
 
     Raises:
-        PipelineError: The root, a split or its images are missing, a class folder is empty, or a class is unknown
-            to the model.
+        PipelineError: The root, a split or its images are missing, a class folder is empty, or a class is
+            unknown to the model.
     """
     if not root.is_dir():
         raise PipelineError(f"no data folder at {root}; give a folder with {', '.join(SPLITS)} inside")

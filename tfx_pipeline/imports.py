@@ -1,7 +1,7 @@
 """Importing TFX where torch is installed too.
 
-Beam's `apache_beam.ml.inference`, which TFX imports, takes torch along when it is there; torch and TensorFlow in one
-process fight over LLVM's options, and cost seconds and hundreds of megabytes. Beam does without it when it is not.
+Beam's `apache_beam.ml.inference`, which TFX imports, takes torch along when it is there; torch and TensorFlow in
+one process fight over LLVM's options, and cost seconds and hundreds of megabytes. Beam does without it, too.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """ParityValidator: is the imported SavedModel, in the pipeline's own runtime, still torch's model?
 
 Three measurements against torch's recorded logits, on real images: `tensors` from preprocessed images,
-`serving_default` from encoded bytes, and `examples` on those records of the evaluation split that the reference
-covers. The last one also says that the pipeline evaluates on the very images that torch saw.
+`serving_default` from encoded bytes, and `examples` on those records of the evaluation split that the
+reference covers. The last one also says that the pipeline evaluates on the very images that torch saw.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def inconsistent_answer(class_ids: np.ndarray, answered: np.ndarray, *, labels: 
 def covering_records(
     examples: types.Artifact, split: str, reference: Reference
 ) -> tuple[dict[int, bytes], list[str]]:
-    """The records of the split that hold a reference image, by its index, and the paths whose bytes differ."""
+    """The split's records that hold a reference image, by its index, and the paths whose bytes differ."""
     wanted = {path: index for index, path in enumerate(reference.paths)}
     files = tf.io.gfile.glob(get_split_uri([examples], split) + "/*")
     records, differing = {}, []

@@ -70,7 +70,7 @@ class Places:
 
 @dataclass(kw_only=True, frozen=True)
 class CacheKeys:
-    """What the outside world looked like when the run was started: a component whose key changed runs again."""
+    """What the world outside looked like at the start: a component whose key has changed runs again."""
 
     data: str
     """Fingerprint of the image files."""
@@ -86,7 +86,7 @@ class CacheKeys:
 
 
 def beam_args(config: PipelineConfig) -> list[str]:
-    """Beam's options. The in-process runner is named, because Beam's newer default runner hung TFX's own tests."""
+    """Beam's options. The in-process runner is named: Beam's newer default runner hung TFX's own tests."""
     mode = "in_memory" if config.beam_workers == 1 else "multi_processing"
     return [
         f"--direct_running_mode={mode}",
@@ -114,7 +114,7 @@ def create_pipeline(
         places: Where to read and write.
         config: The recipe's `pipeline:` section.
         keys: What the cache depends on besides the parameters.
-        schema_file: A curated schema; its path must change when its content does. None: inferred from `train`.
+        schema_file: A curated schema; its path must change with its content. None: inferred from `train`.
         metadata_connection_config: MLMD's connection; None where the orchestrator brings its own.
         enable_cache: Whether unchanged components are taken from the last run.
     """

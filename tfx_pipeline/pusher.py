@@ -1,7 +1,8 @@
 """Pusher: publishes a model that every gate has passed, to a folder that a server polls.
 
-TFX's own Pusher copies straight into the version's folder, asks for two blessings only, and pushes the same model
-again whenever it runs. Ours asks all gates, publishes by one rename, and finds a model that is already there.
+TFX's own Pusher copies straight into the version's folder, asks for two blessings only, and pushes the same
+model again whenever it runs. Ours asks all gates, publishes by one rename, and finds a model that is already
+there.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def versions(base: Path) -> list[int]:
 
 
 def push(saved_model: Path, base: Path) -> int:
-    """Publish a copy as the next version: seconds since 1970, or one more than the newest. Returns the number.
+    """Publish a copy as the next version, and return its number: seconds since 1970, or the newest plus one.
 
     A server sees the whole folder or nothing. What an interrupted push left behind is removed first.
     """

@@ -1,7 +1,7 @@
 """Registrar: tells MLflow what this pipeline measured and, when a model was pushed, registers the version.
 
 Whatever the verdict, one MLflow run of the stage `pipeline` records the metrics and the reasons. A pushed model
-becomes a registered version; the same content is registered once, however often the pipeline runs or is killed.
+becomes a registered version: the same content once, however often the pipeline runs or is killed.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """One run of the pipeline on this machine: from a bundle and an image folder to a pushed, registered version.
 
-The order: look at what was given, take the lock, ask the registry who is champion, build the pipeline, run it, and
-say what came of it. Nothing heavy is imported before the input has been looked at.
+The order: look at what was given, take the lock, ask the registry who is champion, build the pipeline, run it,
+and say what came of it. Nothing heavy is imported before the input has been looked at.
 """
 
 from __future__ import annotations
@@ -89,10 +89,9 @@ def run_local(
 
     started = time.monotonic()
     opened = bundles.load(bundle)
-    if opened.manifest["model"]["head"] != "single_label":
-        raise PipelineError(
-            f"{opened.path} is a {opened.manifest['model']['head']} model; an image folder has one label per image"
-        )
+    head = opened.manifest["model"]["head"]
+    if head != "single_label":
+        raise PipelineError(f"{opened.path} is a {head} model; an image folder has one label per image")
     folder = image_folder.inspect(data_root.absolute(), labels=opened.manifest["model"]["labels"])
     if config.schema is not None and not config.schema.is_file():
         raise PipelineError(f"no schema at {config.schema}; leave pipeline.schema out to have one inferred")
@@ -121,7 +120,7 @@ def _run(
     """Build the pipeline and run it; returns the outcomes of all components by id."""
     database, serving = home / "metadata.db", home / "serving" / name
     if not database.exists() and root.exists():
-        # Artifacts are filed under MLMD's numbers: without the database they cannot be found, only be mixed with.
+        # Artifacts are filed under MLMD's numbers: without the database, old ones would mix with new ones.
         _clear(root)
     champion, registered = _registry_state(name, bundle, home=home, tracking_uri=tracking_uri)
     logger.info("loading TFX")

@@ -58,8 +58,8 @@ class ComponentFailed(Exception):  # noqa: N818 - it says what happened
 class ReportingRunner(LocalDagRunner):  # type: ignore[misc]
     """Runs the nodes of a pipeline one by one through LocalDagRunner and reports each.
 
-    LocalDagRunner has no hook, but it runs whatever nodes the pipeline it is given has: here it is given one node
-    at a time, all with the same run id.
+    LocalDagRunner has no hook, but it runs whatever nodes the pipeline has that it is given: here it is given
+    one node at a time, all with the same run id.
     """
 
     def __init__(self, report: Callable[[Outcome], None], *, uncached: Collection[str] = ()) -> None:

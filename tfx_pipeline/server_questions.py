@@ -1,7 +1,7 @@
 """Asks a running model server over gRPC and REST, as any client of TensorFlow Serving would.
 
-The stubs are TensorFlow Serving's own and the REST bodies are written here: a mistake that our server and our client
-shared would not be seen through our client.
+The stubs are TensorFlow Serving's own and the REST bodies are written here: a mistake that our server and our
+client shared would not be seen through our client.
 """
 
 from __future__ import annotations

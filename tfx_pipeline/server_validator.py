@@ -1,8 +1,8 @@
-"""ServerValidator: the real server on the very SavedModel, asked real questions. TFX's InfraBlessing, by our means.
+"""ServerValidator: the real server on the very SavedModel, asked real questions; writes the InfraBlessing.
 
 TFX's InfraValidator needs Docker or Kubernetes. This one starts the embedded server as a process, sends the
-reference images over gRPC and REST to every signature, and wants torch's answers back; a request that is wrong must
-be refused without harm.
+reference images over gRPC and REST to every signature, and wants torch's answers back; a request that is wrong
+must be refused without harm.
 """
 
 from __future__ import annotations

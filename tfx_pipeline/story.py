@@ -1,4 +1,4 @@
-"""What each component's outputs say, in a few words; and every reason against a push, from all gates that ended."""
+"""What each component's outputs say, in a few words, and every reason against a push so far."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small real things to test the pipeline on: an image folder, and bundles whose models are linear classifiers."""
+"""Small real things to test the pipeline on: an image folder, and bundles of linear classifiers."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def _normalize(pixels: np.ndarray) -> np.ndarray:
 
 
 def _weights(quality: Quality) -> np.ndarray:
-    """[C, channels]: a class's score is the mean of its channel; the bad model confuses two of the classes."""
+    """[C, channels]: a class's score is the mean of its channel; the bad model confuses two classes."""
     weights = np.zeros((len(LABELS), 3), np.float32)
     order = LABELS if quality == "good" else ["green", "blue", "red"]
     for index, label in enumerate(order):

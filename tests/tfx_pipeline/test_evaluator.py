@@ -1,4 +1,4 @@
-"""Evaluator: thresholds as TFMA reads them, real evaluations with and without a champion, and the words for both."""
+"""Evaluator: thresholds as TFMA reads them, and real evaluations with and without a champion."""
 
 from __future__ import annotations
 

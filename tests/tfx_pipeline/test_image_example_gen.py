@@ -134,7 +134,7 @@ def test_too_many_for_quarantine(images: Path, tmp_path: Path, ingest: Ingest) -
 
 
 def test_a_class_that_the_model_does_not_know(shared_images: Path, tmp_path: Path, ingest: Ingest) -> None:
-    with pytest.raises(PipelineError, match="32 images belong to no class of the model: test/red/000.png"):
+    with pytest.raises(PipelineError, match=r"32 images belong to no class of the model: test/red/000.png"):
         ingest(shared_images, tmp_path / "examples", labels=["blue", "green"])
 
 

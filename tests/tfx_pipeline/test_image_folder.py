@@ -35,7 +35,7 @@ def test_fingerprint_sees_a_removed_image_and_not_a_foreign_file(images: Path) -
 
 def test_missing_root(tmp_path: Path) -> None:
     with pytest.raises(
-        PipelineError, match="no data folder at .*; give a folder with train, val, test inside"
+        PipelineError, match=r"no data folder at .*; give a folder with train, val, test inside"
     ):
         inspect(tmp_path / "nothing", labels=LABELS)
 

@@ -1,4 +1,4 @@
-"""run_local: bad input in one line; and the stories, from a bundle to a pushed and registered version, or not."""
+"""run_local: bad input in one line, and the stories from a bundle to a pushed version, or to a refusal."""
 
 from __future__ import annotations
 
@@ -53,8 +53,13 @@ def versions(home: Path) -> list[str]:
     return sorted(path.name for path in base.iterdir()) if base.exists() else []
 
 
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """The lines for a person; the libraries' own go to a file."""
+    return [record.getMessage() for record in caplog.records if record.name.startswith("isthmus.")]
+
+
 def test_no_bundle(run: Run, tmp_path: Path, home: Path) -> None:
-    with pytest.raises(ExportError, match="no bundle at .*; run `isthmus export` first"):
+    with pytest.raises(ExportError, match=r"no bundle at .*; run `isthmus export` first"):
         run(tmp_path / "nothing")
     assert sorted(path.name for path in home.iterdir()) == ["mlflow.db"]
 
@@ -67,7 +72,7 @@ def test_no_data(run: Run, make_bundle: Callable[..., Path], tmp_path: Path, hom
 
 def test_no_schema(run: Run, make_bundle: Callable[..., Path], tmp_path: Path) -> None:
     with pytest.raises(
-        PipelineError, match="no schema at .*; leave pipeline.schema out to have one inferred"
+        PipelineError, match=r"no schema at .*; leave pipeline.schema out to have one inferred"
     ):
         run(make_bundle(), config=PipelineConfig(schema=tmp_path / "schema.pbtxt"))
 
@@ -127,7 +132,7 @@ def test_pushed_then_cached_then_repaired(
     assert first.registered_version == 1
     assert not first.up_to_date
     assert len(first.run) == COMPONENTS
-    lines = [record.getMessage() for record in caplog.records]
+    lines = said(caplog)
     assert sum("Evaluator" in line and "accuracy 1.0000 on 30 images" in line for line in lines) == 1
     assert len(lines) <= 25
 
@@ -137,7 +142,7 @@ def test_pushed_then_cached_then_repaired(
     assert second.run == []
     assert len(second.cached) == COMPONENTS
     assert (second.version, second.registered_version) == (first.version, 1)
-    texts = [record.getMessage() for record in caplog.records]
+    texts = said(caplog)
     assert f"nothing has changed: all {COMPONENTS} components are cached" in texts
     assert any(text.startswith("up to date: already pushed to ") for text in texts)
 
@@ -228,7 +233,7 @@ def test_data_that_is_not_as_the_schema_says_blocks(
 def test_killed_and_started_again(
     at: str, run: Run, make_bundle: Callable[..., Path], images: Path, home: Path, tmp_path: Path
 ) -> None:
-    """kill -9 when a component has just ended: the same command then succeeds, with one version of everything."""
+    """kill -9 when a component has just ended: the same command then succeeds, with one of everything."""
     code = f"""
 import logging, sys
 from pathlib import Path

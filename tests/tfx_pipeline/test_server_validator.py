@@ -1,4 +1,4 @@
-"""ServerValidator: the real server in a process of its own, with a good model, a wrong one and one that dies."""
+"""ServerValidator: the real server process with a good model, a wrong one and one that dies."""
 
 from __future__ import annotations
 
