@@ -186,9 +186,12 @@ def _stop(child: subprocess.Popen[bytes]) -> None:
 
 
 def _end_with_parent() -> None:
-    """Ask Linux to stop this process when the one that started it is gone (kill -9 included)."""
+    """Ask Linux to kill this process when the one that started it is gone (kill -9 included).
+
+    A server that this process started watches it in turn.
+    """
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+            ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     # As an exception, so that what this process started (a server) is stopped on the way out.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))

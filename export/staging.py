@@ -28,7 +28,7 @@ class Staging:
 
 @contextlib.contextmanager
 def staging(bundles: Path) -> Iterator[Staging]:
-    """A fresh staging folder, removed at the end whatever happens; abandoned ones are removed first."""
+    """A fresh staging folder, removed at the end whatever happens; abandoned ones go before and after."""
     bundles.mkdir(parents=True, exist_ok=True)
     with _one_at_a_time(bundles):
         remove_abandoned(bundles)
@@ -41,6 +41,9 @@ def staging(bundles: Path) -> Iterator[Staging]:
     finally:
         shutil.rmtree(path, ignore_errors=True)
         os.close(lock)
+        # Processes of a killed run may have held theirs a moment longer.
+        with _one_at_a_time(bundles):
+            remove_abandoned(bundles)
 
 
 def remove_abandoned(bundles: Path) -> list[Path]:

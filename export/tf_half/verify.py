@@ -289,8 +289,10 @@ def _guarded(stage: Stage, measure: Callable[[], StageResult], gates: GateConfig
 
 
 def _text(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    """One line: the first, and the last where the text quotes another process's traceback."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    quoted = f" … {lines[-1]}" if "Traceback" in lines[0] else ""
+    return f"{type(error).__name__}: {lines[0]}{quoted}".removesuffix(": ")
 
 
 if __name__ == "__main__":
