@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from isthmus.lineage import tracking
-from isthmus.lineage.files import sha256_file, tree_digest
+from isthmus.lineage.files import read_json, sha256_file, tree_digest
 from isthmus.lineage.source import library_versions
 
 if TYPE_CHECKING:
@@ -24,6 +24,19 @@ Format = Literal["onnx", "saved_model"]
 
 MANIFEST_COPIES = ("assets/manifest.json", "assets.extra/manifest.json")
 """Files of a saved_model/ that hold a copy of the manifest, and so are no part of its own digest."""
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a bundle or of a SavedModel folder; None where there is none that can be read."""
+    for name in ("manifest.json", *reversed(MANIFEST_COPIES)):
+        if (folder / name).is_file():
+            try:
+                value = read_json(folder / name)
+            except (ValueError, OSError):
+                continue
+            if isinstance(value, dict) and "saved_model_digest" in value:
+                return value
+    return None
 
 
 def reserve(run_id: str, formats: Sequence[Format] = ("onnx", "saved_model")) -> dict[str, str]:

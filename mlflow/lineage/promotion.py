@@ -16,7 +16,7 @@ from isthmus.lineage import history
 from isthmus.lineage.config import RegistryConfig
 from isthmus.lineage.errors import LineageError, PromotionConflict, PromotionRefused
 from isthmus.lineage.files import broken_files, read_json, sha256_file
-from isthmus.lineage.models import MANIFEST_COPIES
+from isthmus.lineage.models import MANIFEST_COPIES, read_manifest
 from isthmus.lineage.versions import Version, champion, get, settle_aliases, store_client, user_name
 
 log = logging.getLogger(__name__)
@@ -283,9 +283,10 @@ def rollback(
 
 def recipe_config(version: Version) -> RegistryConfig:
     """The `registry` section of the recipe in a version's manifest; the defaults where it has none."""
-    for folder in (version.bundle, version.pushed_path and version.pushed_path / "assets.extra"):
-        if folder and (folder / "manifest.json").is_file():
-            section = (read_json(folder / "manifest.json").get("recipe") or {}).get("registry") or {}
+    for folder in (version.bundle, version.pushed_path):
+        manifest = read_manifest(folder) if folder else None
+        if manifest is not None:
+            section = (manifest.get("recipe") or {}).get("registry") or {}
             known = {each.name for each in fields(RegistryConfig)}
             return RegistryConfig(**{key: value for key, value in section.items() if key in known})
     return RegistryConfig()

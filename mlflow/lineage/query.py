@@ -12,7 +12,7 @@ from isthmus.lineage import history, registry, tracking
 from isthmus.lineage.chain import Chain, Node, Record, brief, build
 from isthmus.lineage.errors import LineageError
 from isthmus.lineage.files import read_json, sha256_file, tree_digest
-from isthmus.lineage.models import MANIFEST_COPIES
+from isthmus.lineage.models import MANIFEST_COPIES, read_manifest
 from isthmus.lineage.versions import Version, store_client
 
 _REGISTRY_URI = re.compile(r"(?:models:/)?(?P<name>[^/@:]+)(?:/(?P<number>\d+)|@(?P<alias>[\w\-.]+))")
@@ -102,19 +102,6 @@ def record_of(version: Version) -> Record:
         checkpoint_path=checkpoint,
         checkpoint=_read_checkpoint(checkpoint),
     )
-
-
-def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a bundle or of a SavedModel folder; None where there is none that can be read."""
-    for name in ("manifest.json", *reversed(MANIFEST_COPIES)):
-        if (folder / name).is_file():
-            try:
-                value = read_json(folder / name)
-            except (ValueError, OSError):
-                continue
-            if isinstance(value, dict) and "saved_model_digest" in value:
-                return value
-    return None
 
 
 def _existing(text: str | None) -> Path | None:
