@@ -245,7 +245,7 @@ class ImageExampleGenSpec(ComponentSpec):
         "fingerprint": ExecutionParameter(type=str),
         "code": ExecutionParameter(type=str),
     }
-    INPUTS = {}  # noqa: RUF012
+    INPUTS: dict[str, ChannelParameter] = {}  # noqa: RUF012
     OUTPUTS = {"examples": ChannelParameter(type=standard_artifacts.Examples)}  # noqa: RUF012
 
 

@@ -20,7 +20,7 @@ from tfx.types.artifact_utils import get_split_uri
 from tfx.types.component_spec import ChannelParameter, ComponentSpec, ExecutionParameter
 
 from isthmus.export import parity
-from isthmus.export.config import GateConfig
+from isthmus.export.config import GateConfig, Stage
 from isthmus.export.reference import Reference
 from isthmus.tfx_pipeline.artifacts import ParityReport, Verdict
 from isthmus.tfx_pipeline.model_artifact import broken_files, manifest_of, reference_of, saved_model_of
@@ -50,18 +50,36 @@ def measure(
     """
     loaded = tf.saved_model.load(str(saved_model))
     head, labels = manifest["model"]["head"], manifest["model"]["labels"]
-    tensors, from_bytes = loaded.signatures["tensors"], loaded.signatures["serving_default"]
-    direct = [
-        parity.Measurement(
-            what=f"tensors, batch {size}",
-            candidate=_in_batches(
-                lambda x: tensors(images=tf.constant(x))["logits"].numpy(), reference.images, size
-            ),
+    measured: dict[Stage, list[parity.Measurement]] = {
+        "saved_model": _from_tensors(loaded, reference),
+        "end_to_end": _from_bytes(loaded, reference, head=head, labels=labels),
+    }
+    if records:
+        measured["end_to_end"].append(_from_records(loaded, reference, records))
+    return [
+        parity.judge_logits(
+            stage, reference.logits, measurements, gates=gates, head=head, paths=reference.paths
         )
+        for stage, measurements in measured.items()
+    ]
+
+
+def _from_tensors(loaded: Any, reference: Reference) -> list[parity.Measurement]:
+    def call(images: np.ndarray) -> np.ndarray:
+        logits: np.ndarray = loaded.signatures["tensors"](images=tf.constant(images))["logits"].numpy()
+        return logits
+
+    return [
+        parity.Measurement(what=f"tensors, batch {size}", candidate=_in_batches(call, reference.images, size))
         for size in _BATCH_SIZES
     ]
-    answers = from_bytes(image_bytes=tf.constant(list(reference.encoded)))
-    encoded = [
+
+
+def _from_bytes(
+    loaded: Any, reference: Reference, *, head: str, labels: list[str]
+) -> list[parity.Measurement]:
+    answers = loaded.signatures["serving_default"](image_bytes=tf.constant(list(reference.encoded)))
+    return [
         parity.Measurement(
             what="serving_default",
             candidate=parity.recovered_logits(answers["probabilities"].numpy(), head=head),
@@ -71,25 +89,16 @@ def measure(
             ),
         )
     ]
-    if records:
-        covered = sorted(records)
-        logits = loaded.signatures["examples"](examples=tf.constant([records[i] for i in covered]))[
-            "logits"
-        ].numpy()
-        # judge_logits compares whole references: the images that no record covers keep torch's own answer.
-        candidate = np.array(reference.logits)
-        candidate[covered] = logits
-        encoded.append(
-            parity.Measurement(
-                what=f"examples, {len(covered)} records of the evaluation split", candidate=candidate
-            )
-        )
-    return [
-        parity.judge_logits(
-            stage, reference.logits, measurements, gates=gates, head=head, paths=reference.paths
-        )
-        for stage, measurements in (("saved_model", direct), ("end_to_end", encoded))
-    ]
+
+
+def _from_records(loaded: Any, reference: Reference, records: dict[int, bytes]) -> parity.Measurement:
+    covered = sorted(records)
+    answers = loaded.signatures["examples"](examples=tf.constant([records[index] for index in covered]))
+    # judge_logits compares whole references: the images that no record covers keep torch's own answer.
+    candidate = np.array(reference.logits)
+    candidate[covered] = answers["logits"].numpy()
+    what = f"examples, {len(covered)} records of the evaluation split"
+    return parity.Measurement(what=what, candidate=candidate)
 
 
 def _in_batches(call: Callable[[np.ndarray], np.ndarray], images: np.ndarray, size: int) -> np.ndarray:

@@ -55,7 +55,7 @@ class ComponentFailed(Exception):  # noqa: N818 - it says what happened
         self.node = node
 
 
-class ReportingRunner(LocalDagRunner):  # type: ignore[misc]
+class ReportingRunner(LocalDagRunner):
     """Runs the nodes of a pipeline one by one through LocalDagRunner and reports each.
 
     LocalDagRunner has no hook, but it runs whatever nodes the pipeline has that it is given: here it is given
