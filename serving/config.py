@@ -116,6 +116,17 @@ class ServingConfig:
     per_process_gpu_memory_fraction: float = 0.0
     """Share of the GPU's memory to allocate at the start, 0 to 1. 0: TensorFlow's choice."""
 
+    monitoring_config_file: Path | None = None
+    """MonitoringConfig in text format: Prometheus' page on the REST port, at /monitoring/prometheus/metrics
+    or the path given there."""
+
+    ssl_config_file: Path | None = None
+    """SSLConfig in text format: TLS on the gRPC port, mutual with client_verify."""
+
+    admin_port: int | None = None
+    """TCP port of /healthz, /readyz and /metrics, on the same host. 0: any free port. None: no admin port
+    (not in tensorflow_model_server)."""
+
     drain_seconds: float = 30.0
     """After SIGTERM: how long requests in flight may take before they are cut off (not in
     tensorflow_model_server)."""

@@ -9,8 +9,8 @@ import ast
 import inspect
 from collections.abc import Sequence
 from dataclasses import MISSING, Field, fields
-from pathlib import Path
-from typing import Any, NoReturn, get_type_hints
+from importlib import metadata
+from typing import Any, NoReturn, get_args, get_type_hints
 
 from isthmus.serving import config
 from isthmus.serving.config import ServingConfig
@@ -48,7 +48,7 @@ def parse(arguments: Sequence[str]) -> ServingConfig:
 
     Raises:
         ServingError: an unknown, unsupported or malformed flag, by name.
-        SystemExit: after `--help`.
+        SystemExit: after `--help` and `--version`.
     """
     parser = _parser()
     _refuse_unsupported(arguments)
@@ -67,7 +67,13 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="isthmus serve", description=__doc__, allow_abbrev=False)
+    parser = _Parser(
+        prog="isthmus serve",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=_versions(), help="print versions and exit")
     documented, types = _field_docs(), get_type_hints(ServingConfig)
     for option in fields(ServingConfig):
         default = _default(option)
@@ -77,9 +83,24 @@ def _parser() -> argparse.ArgumentParser:
                 f"--{option.name}", type=_bool, nargs="?", const=True, metavar="BOOL", help=text
             )
         else:
-            kind = Path if option.name.endswith(("_path", "_file")) else types[option.name]
+            kind = _value_type(types[option.name])
             parser.add_argument(f"--{option.name}", type=kind, metavar=kind.__name__.upper(), help=text)
     return parser
+
+
+def _versions() -> str:
+    return (
+        f"isthmus embedded model server: {metadata.version('isthmus')}\n"
+        f"TensorFlow Library: {metadata.version('tensorflow')}"
+    )
+
+
+def _value_type(annotation: Any) -> type:
+    """The type of a flag's value: the one beside None."""
+    choices = [choice for choice in get_args(annotation) or (annotation,) if choice is not type(None)]
+    (kind,) = choices
+    assert isinstance(kind, type)
+    return kind
 
 
 def _default(option: "Field[Any]") -> object:

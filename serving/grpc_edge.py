@@ -2,8 +2,10 @@
 
 import logging
 import os
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -12,6 +14,9 @@ from google.protobuf import descriptor_pool
 from isthmus.serving import grpc_extras
 from isthmus.serving.config import ServingConfig
 from isthmus.serving.errors import RequestError, ServingError
+from isthmus.serving.metrics import Metrics
+from isthmus.serving.model_config import read_text_proto
+from isthmus.serving.private_messages import message_class
 from isthmus.serving.status import Code
 from isthmus.serving.wire_messages import serialized_file
 
@@ -32,8 +37,10 @@ class GrpcEdge:
         ServingError: the port is taken or the address unusable.
     """
 
-    def __init__(self, config: ServingConfig) -> None:
+    def __init__(self, config: ServingConfig, metrics: Metrics) -> None:
         self._config = config
+        self._metrics = metrics
+        self._credentials = None if config.ssl_config_file is None else _credentials(config.ssl_config_file)
         threads = config.grpc_max_threads or max(4 * (os.cpu_count() or 1), 32)
         self._server = grpc.server(
             ThreadPoolExecutor(threads, thread_name_prefix="grpc"),
@@ -52,7 +59,11 @@ class GrpcEdge:
 
     def _listen(self, address: str, flags: str) -> int:
         try:
-            port: int = self._server.add_insecure_port(address)
+            port: int = (
+                self._server.add_insecure_port(address)
+                if self._credentials is None
+                else self._server.add_secure_port(address, self._credentials)
+            )
         except RuntimeError as error:
             raise ServingError(
                 f"cannot listen on {address} for gRPC: it is in use or not this machine's; choose another "
@@ -68,10 +79,10 @@ class GrpcEdge:
         prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
             _servicer(
                 prediction_service_pb2_grpc.PredictionServiceServicer,
-                Predict=_wire(service.predict),
-                Classify=_wire(service.classify),
-                Regress=_wire(service.regress),
-                MultiInference=_wire(service.multi_inference),
+                Predict=self._counted("Predict", service.predict),
+                Classify=self._counted("Classify", service.classify),
+                Regress=self._counted("Regress", service.regress),
+                MultiInference=self._counted("MultiInference", service.multi_inference),
                 GetModelMetadata=_wire(service.metadata),
             ),
             self._server,
@@ -89,9 +100,55 @@ class GrpcEdge:
         grpc_extras.add_reflection(self._server, services)
         self._server.start()
 
+    def _counted(self, api: str, call: Callable[[Any], Any]) -> Callable[[Any, grpc.ServicerContext], Any]:
+        """The call on the wire, with its outcome in the metrics."""
+
+        def counted(request: Any) -> Any:
+            started, code = time.perf_counter(), Code.INTERNAL
+            try:
+                response = call(request)
+                code = Code.OK
+            except RequestError as error:
+                code = error.code
+                raise
+            finally:
+                self._metrics.request(
+                    model=_model_name(request),
+                    api=api,
+                    entrypoint="GRPC",
+                    status=code.name,
+                    duration_us=(time.perf_counter() - started) * 1e6,
+                )
+            return response
+
+        return _wire(counted)
+
     def stop(self, drain_seconds: float) -> None:
         """Refuse new calls, wait for those in flight at most that long, then cancel them."""
         self._server.stop(drain_seconds).wait()
+
+
+def _model_name(request: Any) -> str:
+    if hasattr(request, "tasks"):
+        return request.tasks[0].model_spec.name if request.tasks else ""
+    name: str = request.model_spec.name
+    return name
+
+
+def _credentials(path: Path) -> grpc.ServerCredentials:
+    """TLS as an SSLConfig file (text format, PEM contents inline) describes it; mutual with client_verify."""
+    config = read_text_proto(path, message_class("tensorflow.serving.SSLConfig")())
+    if not config.server_key or not config.server_cert:
+        raise ServingError(f"{path}: server_key and server_cert must both hold PEM text")
+    if config.client_verify and not config.custom_ca:
+        raise ServingError(
+            f"{path}: client_verify needs custom_ca, the certificates that clients are checked against"
+        )
+    return grpc.ssl_server_credentials(
+        [(config.server_key.encode(), config.server_cert.encode())],
+        root_certificates=config.custom_ca.encode() or None,
+        require_client_auth=config.client_verify,
+    )
 
 
 def _described_services() -> list[str]:

@@ -19,7 +19,7 @@ import numpy as np
 from isthmus.serving import json_text
 from isthmus.serving.errors import RequestError
 from isthmus.serving.status import Code
-from isthmus.serving.tensors import DT_STRING, DTYPE_NAMES, NUMPY_OF_DTYPE
+from isthmus.serving.tensors import DT_STRING, DTYPE_NAMES, MAX_NUM_DIMENSIONS, NUMPY_OF_DTYPE
 
 __all__ = [
     "PredictBody",
@@ -333,7 +333,7 @@ def _dense(value: list[Any], dtype: int) -> Array | None:
     """The array of a regular nested list whose every leaf is plainly of the dtype; None when in any doubt."""
     shape: list[int] = []
     leaves = value
-    while True:
+    while len(shape) < MAX_NUM_DIMENSIONS:
         shape.append(len(leaves) if not shape else len(leaves) // math.prod(shape))
         kinds = set(map(type, leaves))
         if kinds != {list}:
@@ -342,6 +342,8 @@ def _dense(value: list[Any], dtype: int) -> Array | None:
         if len(sizes) != 1 or not next(iter(sizes)):
             return None
         leaves = list(itertools.chain.from_iterable(leaves))
+    else:
+        return None
     flat = _dense_leaves(leaves, kinds, dtype)
     return None if flat is None else flat.reshape(shape)
 
@@ -370,9 +372,11 @@ def _dense_leaves(leaves: Sequence[Any], kinds: set[type], dtype: int) -> Array 
 
 
 def _shape_of(value: Any) -> tuple[int, ...]:
-    shape = []
+    shape: list[int] = []
     while isinstance(value, list):
         shape.append(len(value))
+        if len(shape) >= MAX_NUM_DIMENSIONS:
+            raise _invalid(f"a tensor of {MAX_NUM_DIMENSIONS} or more dimensions is not supported")
         if not value:
             break
         value = value[0]

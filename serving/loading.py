@@ -2,12 +2,14 @@
 
 import logging
 import os
+import time
 from pathlib import Path
 
 from isthmus.serving import batching, warmup
 from isthmus.serving.batching import BatchedModel, BatchingParameters
 from isthmus.serving.config import ServingConfig
 from isthmus.serving.errors import RequestError, ServingError
+from isthmus.serving.metrics import Metrics
 from isthmus.serving.savedmodel import LoadedModel, SavedModel, SessionOptions
 from isthmus.serving.status import Code
 
@@ -19,8 +21,11 @@ logger = logging.getLogger(__name__)
 class Loader:
     """Loads versions as the configuration says."""
 
-    def __init__(self, config: ServingConfig, parameters: BatchingParameters | None) -> None:
+    def __init__(
+        self, config: ServingConfig, parameters: BatchingParameters | None, metrics: Metrics
+    ) -> None:
         self._config = config
+        self._metrics = metrics
         self._parameters = parameters
         threads = config.tensorflow_session_parallelism
         self._options = SessionOptions(
@@ -36,20 +41,43 @@ class Loader:
         Raises:
             RequestError: the model cannot be loaded, or a warm-up request fails.
         """
-        parameters = self._parameters_of(path)
-        model: LoadedModel = SavedModel(path, self._options)
-        if parameters is not None:
-            model = BatchedModel(model, parameters)
+        model = self._loaded(path)
         if self._config.enable_model_warmup:
             try:
-                num_records = warmup.replay(
-                    model, num_iterations=max(self._config.num_request_iterations_for_warmup, 1)
-                )
+                self._warm_up(model, name, version)
             except BaseException:
                 model.close()
                 raise
-            logger.debug("%s version %d: %d warm-up records", name, version, num_records)
         return model
+
+    def _loaded(self, path: Path) -> LoadedModel:
+        parameters, started, succeeded = self._parameters_of(path), time.perf_counter(), False
+        try:
+            model: LoadedModel = SavedModel(path, self._options)
+            succeeded = True
+        finally:
+            self._metrics.load_attempt(
+                model_path=str(path), succeeded=succeeded, duration_us=(time.perf_counter() - started) * 1e6
+            )
+        return model if parameters is None else BatchedModel(model, parameters)
+
+    def _warm_up(self, model: LoadedModel, name: str, version: int) -> None:
+        started, code = time.perf_counter(), Code.INTERNAL
+        try:
+            num_records = warmup.replay(
+                model, num_iterations=max(self._config.num_request_iterations_for_warmup, 1)
+            )
+            code = Code.OK
+        except RequestError as error:
+            code = error.code
+            raise
+        finally:
+            self._metrics.warmup(
+                model_path=str(model.path),
+                status=code.name,
+                duration_us=(time.perf_counter() - started) * 1e6,
+            )
+        logger.debug("%s version %d: %d warm-up records", name, version, num_records)
 
     def _parameters_of(self, path: Path) -> BatchingParameters | None:
         own = path / batching.PER_MODEL_FILE

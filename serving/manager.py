@@ -225,9 +225,13 @@ class ModelManager:
                 raise RequestError(Code.NOT_FOUND, f"Could not find version {version} of model {ref.name}")
             return [servables[version]]
 
-    def model_names(self) -> list[str]:
-        """The models that the server was told to serve."""
-        return sorted(self._settings)
+    def is_configured(self) -> bool:
+        """Whether it was ever told what to serve."""
+        return bool(self._settings)
+
+    def missing_models(self) -> list[str]:
+        """The configured models that have no available version."""
+        return sorted(name for name in self._settings if not self._available.get(name, _NOTHING)[0])
 
     def _find(self, ref: ModelRef) -> Servable:
         if not ref.name:

@@ -60,6 +60,7 @@ class ServerProcess:
         self.host = "127.0.0.1"
         self.grpc_port = 0
         self.rest_port = 0
+        self.admin_port: int | None = None
         self._keeps_log = log_path is not None
         self._given_log_path = log_path
         self._log: IO[bytes] | None = None
@@ -108,6 +109,7 @@ class ServerProcess:
         try:
             announced = self._wait_for_announcement()
             self.grpc_port, self.rest_port = announced["grpc_port"], announced["rest_port"]
+            self.admin_port = announced.get("admin_port")
         except BaseException:
             self._keeps_log = True
             self._terminate()

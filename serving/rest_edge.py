@@ -4,18 +4,17 @@ moves bytes."""
 import asyncio
 import logging
 import os
-import socket
-import threading
+import time
 import zlib
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Callable, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import uvicorn
-
 from isthmus.serving import json_response, routing
 from isthmus.serving.config import ServingConfig
-from isthmus.serving.errors import RequestError, ServingError
+from isthmus.serving.errors import RequestError
+from isthmus.serving.http_server import Headers, HttpServer, Receive, Send, respond
+from isthmus.serving.metrics import CONTENT_TYPE, Metrics
 from isthmus.serving.status import Code, http_status
 
 __all__ = ["RestEdge"]
@@ -26,13 +25,10 @@ _MAX_BODY_BYTES = 2**31 - 1
 # net_http/compression/gzip_zlib.h, kMaxUncompressedBytes.
 _MAX_UNZIPPED_BYTES = 100 * 2**20
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
 Answer = Callable[[routing.Route, bytes], bytes]
-Headers = list[tuple[bytes, bytes]]
 
 _JSON: Headers = [(b"content-type", b"application/json")]
+_METRICS: Headers = [(b"content-type", CONTENT_TYPE)]
 _HTML: Headers = [(b"content-type", b"text/html")]
 _CORS: Headers = [
     (b"access-control-allow-origin", b"*"),
@@ -46,107 +42,105 @@ _NOT_FOUND_PAGE = (
 
 
 class RestEdge:
-    """An HTTP server whose port is bound at once.
+    """The REST API's port, bound at once.
 
     Raises:
         ServingError: the port is taken or the address unusable.
     """
 
-    def __init__(self, config: ServingConfig) -> None:
+    def __init__(self, config: ServingConfig, *, metrics_path: str | None, metrics: Metrics) -> None:
         self._config = config
-        self._socket = _bound_socket(config.host, config.rest_api_port)
-        self.port: int = self._socket.getsockname()[1]
-        self._server: uvicorn.Server | None = None
-        self._thread: threading.Thread | None = None
+        self._metrics = metrics
+        self._metrics_path = metrics_path
+        self._server = HttpServer(
+            host=config.host,
+            port=config.rest_api_port,
+            what="REST",
+            flags="--rest_api_port and --host",
+            drain_seconds=config.drain_seconds,
+        )
+
+    @property
+    def port(self) -> int:
+        """The TCP port."""
+        return self._server.port
 
     def start(self, answer: Answer) -> None:
         """Serve; returns when the socket accepts."""
         threads = self._config.rest_api_num_threads or max(4 * (os.cpu_count() or 1), 32)
         pool = ThreadPoolExecutor(threads, thread_name_prefix="rest")
-        config = uvicorn.Config(
-            _Application(answer, pool, cors=self._config.rest_api_enable_cors_support),
-            http="auto",
-            ws="none",
-            lifespan="off",
-            interface="asgi3",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=max(1, round(self._config.drain_seconds)),
+        application = _Application(
+            answer,
+            pool,
+            self._metrics,
+            metrics_path=self._metrics_path,
+            cors=self._config.rest_api_enable_cors_support,
         )
-        self._server = _Server(config)
-        self._thread = threading.Thread(
-            target=self._server.run, args=([self._socket],), name="rest", daemon=True
-        )
-        self._thread.start()
-        while not self._server.started:
-            if not self._thread.is_alive():
-                raise ServingError("the REST server did not start; its log has the reason")
-            threading.Event().wait(0.01)
+        self._server.start(application)
 
     def stop(self) -> None:
         """Close the socket, finish what is in flight."""
-        if self._server is not None and self._thread is not None:
-            self._server.should_exit = True
-            self._thread.join()
-        self._socket.close()
-
-
-class _Server(uvicorn.Server):
-    """uvicorn without its signal handlers: the process decides when it ends."""
-
-    def install_signal_handlers(self) -> None:
-        return
-
-
-def _bound_socket(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-    except OSError as error:
-        listener.close()
-        raise ServingError(
-            f"cannot listen on {host}:{port} for REST: {error.strerror or error}; "
-            "choose another with --rest_api_port and --host"
-        ) from error
-    return listener
+        self._server.stop()
 
 
 class _Application:
-    def __init__(self, answer: Answer, pool: ThreadPoolExecutor, *, cors: bool) -> None:
+    def __init__(
+        self,
+        answer: Answer,
+        pool: ThreadPoolExecutor,
+        metrics: Metrics,
+        *,
+        metrics_path: str | None,
+        cors: bool,
+    ) -> None:
         self._answer = answer
         self._pool = pool
+        self._metrics = metrics
+        self._metrics_path = metrics_path
         self._headers = _JSON + _CORS if cors else _JSON
         self._cors = cors
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         assert scope["type"] == "http"
-        method, path = scope["method"], _path_and_query(scope)
-        if not routing.is_api_path(path):
-            await _respond(send, 404, _NOT_FOUND_PAGE, _HTML)
-            return
+        path = _path_and_query(scope)
+        if path == self._metrics_path:
+            await respond(send, 200, self._metrics.page().encode(), _METRICS)
+        elif not routing.is_api_path(path):
+            await respond(send, 404, _NOT_FOUND_PAGE, _HTML)
+        else:
+            await self._api(scope, path, receive, send)
+
+    async def _api(self, scope: MutableMapping[str, Any], path: str, receive: Receive, send: Send) -> None:
+        started, method, route = time.perf_counter(), scope["method"], None
         try:
             body = await _read_body(scope, receive)
             if self._cors and method == "OPTIONS":
-                content = b""
-            else:
-                route = routing.parse(method, path)
-                loop = asyncio.get_running_loop()
-                content = await loop.run_in_executor(self._pool, self._answer, route, body)
-            await _respond(send, 200, content, self._headers)
+                await respond(send, 200, b"", self._headers)
+                return
+            route = routing.parse(method, path)
+            content = await asyncio.get_running_loop().run_in_executor(self._pool, self._answer, route, body)
+            code, status = Code.OK, 200
         except RequestError as error:
-            await self._respond_error(send, error)
+            code, status, content = (
+                error.code,
+                http_status(error.code),
+                json_response.error_body(error.message),
+            )
         except _ClientGoneError:
             return
         except Exception:
             logger.exception("%s %s failed in a way that no request should", method, path)
-            message = "internal error; the server's log has the details"
-            await self._respond_error(send, RequestError(Code.INTERNAL, message))
-
-    async def _respond_error(self, send: Send, error: RequestError) -> None:
-        await _respond(send, http_status(error.code), json_response.error_body(error.message), self._headers)
+            code, status = Code.INTERNAL, 500
+            content = json_response.error_body("internal error; the server's log has the details")
+        await respond(send, status, content, self._headers)
+        if route is not None:
+            self._metrics.request(
+                model=route.model.name,
+                api=route.verb if method == "POST" else "",
+                entrypoint="REST",
+                status=code.name,
+                duration_us=(time.perf_counter() - started) * 1e6,
+            )
 
 
 def _path_and_query(scope: MutableMapping[str, Any]) -> str:
@@ -189,9 +183,3 @@ def _unzipped(body: bytes) -> bytes:
         logger.debug("a gzip body could not be read: %s", error)
         return b""
     return content if decompressor.eof else b""
-
-
-async def _respond(send: Send, status: int, content: bytes, headers: Headers) -> None:
-    length = [(b"content-length", str(len(content)).encode())]
-    await send({"type": "http.response.start", "status": status, "headers": headers + length})
-    await send({"type": "http.response.body", "body": content})

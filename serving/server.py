@@ -14,10 +14,14 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from isthmus.serving import model_config
+from isthmus.serving.admin import admin_application
 from isthmus.serving.batching import BatchingParameters, read_parameters
 from isthmus.serving.config import ServingConfig
 from isthmus.serving.errors import RequestError, ServingError
 from isthmus.serving.grpc_edge import GrpcEdge
+from isthmus.serving.http_server import HttpServer
+from isthmus.serving.metrics import DEFAULT_PATH, Metrics
+from isthmus.serving.private_messages import message_class
 from isthmus.serving.rest_edge import RestEdge
 from isthmus.serving.tensorflow_import import import_tensorflow
 from isthmus.serving.versions import ModelSettings
@@ -44,9 +48,12 @@ class EmbeddedServer:
         self._manager: ModelManager | None = None
         self._config_poller: threading.Thread | None = None
         self._stopping = threading.Event()
-        self._grpc = GrpcEdge(config)
+        self._metrics = Metrics()
+        metrics_path = configured_metrics_path(config)
+        self._grpc = GrpcEdge(config, self._metrics)
         try:
-            self._rest = RestEdge(config)
+            self._rest = RestEdge(config, metrics_path=metrics_path, metrics=self._metrics)
+            self._admin = None if config.admin_port is None else _admin_server(config)
         except ServingError:
             self._grpc.stop(0)
             raise
@@ -61,18 +68,26 @@ class EmbeddedServer:
         """Port of the REST API."""
         return self._rest.port
 
+    @property
+    def admin_port(self) -> int | None:
+        """Port of the admin pages; None without one."""
+        return None if self._admin is None else self._admin.port
+
     def start(self) -> None:
-        """Load the models, then serve.
+        """Load the models, then serve; the admin port answers at once.
 
         Raises:
             ServingError: a model could not be loaded.
         """
+        if self._admin is not None:
+            self._admin.start(admin_application(self._metrics, self._missing_models))
+        import_tensorflow()
         from isthmus.serving import loading
         from isthmus.serving.manager import ModelManager
         from isthmus.serving.service import Service
 
         self._manager = ModelManager(
-            loading.Loader(self.config, self._batching),
+            loading.Loader(self.config, self._batching, self._metrics),
             poll_wait_seconds=self.config.file_system_poll_wait_seconds,
             max_num_load_retries=self.config.max_num_load_retries,
             load_retry_interval_seconds=self.config.load_retry_interval_micros / 1e6,
@@ -86,7 +101,7 @@ class EmbeddedServer:
             self._manager.reload(self._models)
         except RequestError as error:
             raise ServingError(f"Failed to start server. Error: {error}") from error
-        service = Service(self._manager, self.config)
+        service = Service(self._manager, self.config, self._metrics)
         self._grpc.start(service)
         self._rest.start(service.rest)
         if self.config.model_config_file is not None and self.config.model_config_file_poll_wait_seconds > 0:
@@ -113,6 +128,12 @@ class EmbeddedServer:
         self._grpc.stop(self.config.drain_seconds)
         if self._manager is not None:
             self._manager.stop()
+        if self._admin is not None:
+            self._admin.stop()
+
+    def _missing_models(self) -> list[str] | None:
+        manager = self._manager
+        return None if manager is None or not manager.is_configured() else manager.missing_models()
 
     def abandon_start(self) -> None:
         """Make a `start` that is under way in another thread, or below a signal handler, give up."""
@@ -152,6 +173,32 @@ def configured_batching(config: ServingConfig) -> BatchingParameters | None:
     return read_parameters(config.batching_parameters_file, num_cpus=os.cpu_count() or 1)
 
 
+def configured_metrics_path(config: ServingConfig) -> str | None:
+    """Where on the REST port Prometheus finds its page; None when monitoring is off.
+
+    Raises:
+        ServingError: the monitoring configuration is unreadable.
+    """
+    if config.monitoring_config_file is None:
+        return None
+    message = message_class("tensorflow.serving.MonitoringConfig")()
+    monitoring = model_config.read_text_proto(config.monitoring_config_file, message)
+    if not monitoring.prometheus_config.enable:
+        return None
+    return str(monitoring.prometheus_config.path) or DEFAULT_PATH
+
+
+def _admin_server(config: ServingConfig) -> HttpServer:
+    assert config.admin_port is not None
+    return HttpServer(
+        host=config.host,
+        port=config.admin_port,
+        what="the admin pages",
+        flags="--admin_port and --host",
+        drain_seconds=1,
+    )
+
+
 def serve(config: ServingConfig) -> None:
     """Run until SIGTERM or SIGINT; the chosen ports are announced on stdout as one JSON line once they
     listen.
@@ -169,7 +216,6 @@ def serve(config: ServingConfig) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, on_signal)
-    import_tensorflow()
     try:
         server.start()
     except ServingError:
@@ -178,6 +224,8 @@ def serve(config: ServingConfig) -> None:
             return
         raise
     announcement = {"grpc_port": server.grpc_port, "rest_port": server.rest_port}
+    if server.admin_port is not None:
+        announcement["admin_port"] = server.admin_port
     sys.stdout.write(json.dumps(announcement) + "\n")
     sys.stdout.flush()
     logger.info("serving on %s: gRPC %d, REST %d", config.host, server.grpc_port, server.rest_port)

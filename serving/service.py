@@ -4,7 +4,9 @@ Messages in, messages (or JSON) out; errors leave as `RequestError` and become a
 """
 
 import logging
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from google.protobuf import json_format
@@ -29,8 +31,9 @@ from isthmus.serving import (
 from isthmus.serving.config import ServingConfig
 from isthmus.serving.errors import RequestError
 from isthmus.serving.manager import ModelManager
+from isthmus.serving.metrics import Metrics
 from isthmus.serving.routing import ModelRef, Route
-from isthmus.serving.savedmodel import DEFAULT_SIGNATURE
+from isthmus.serving.savedmodel import DEFAULT_SIGNATURE, LoadedModel
 from isthmus.serving.status import Code
 
 __all__ = ["Service", "model_ref"]
@@ -53,8 +56,9 @@ def model_ref(spec: Any) -> ModelRef:
 class Service:
     """The API over a `ModelManager`."""
 
-    def __init__(self, manager: ModelManager, config: ServingConfig) -> None:
+    def __init__(self, manager: ModelManager, config: ServingConfig, metrics: Metrics) -> None:
         self.manager = manager
+        self._metrics = metrics
         self._as_content = config.enable_serialization_as_tensor_content
         check = config.enable_signature_method_name_check
         # A gRPC call's deadline is kept by gRPC itself, at the edge.
@@ -63,12 +67,20 @@ class Service:
             check_method_name=check, timeout_ms=max(config.rest_api_timeout_in_ms, 0)
         )
 
+    @contextmanager
+    def _running(self, ref: ModelRef, api: str) -> Iterator[tuple[LoadedModel, int]]:
+        """The model that ref names; the time within, when all goes well, is a computation's."""
+        with self.manager.model(ref) as found:
+            started = time.perf_counter()
+            yield found
+            self._metrics.runtime(model=ref.name, api=api, duration_us=(time.perf_counter() - started) * 1e6)
+
     # ---- gRPC ----
 
     def predict(self, request: Any) -> Any:
         """PredictionService.Predict."""
         spec = _spec(request)
-        with self.manager.model(model_ref(spec)) as (model, version):
+        with self._running(model_ref(spec), "Predict") as (model, version):
             outputs = inference.predict_from_protos(
                 model,
                 spec.signature_name,
@@ -86,7 +98,7 @@ class Service:
         """PredictionService.Classify."""
         spec = _spec(request)
         response = classification_pb2.ClassificationResponse()
-        with self.manager.model(model_ref(spec)) as (model, version):
+        with self._running(model_ref(spec), "Classify") as (model, version):
             result = examples.classify(model, spec.signature_name, request.input, self._grpc_options)
         response.result.CopyFrom(result)
         _fill_spec(response.model_spec, spec, version)
@@ -96,7 +108,7 @@ class Service:
         """PredictionService.Regress."""
         spec = _spec(request)
         response = regression_pb2.RegressionResponse()
-        with self.manager.model(model_ref(spec)) as (model, version):
+        with self._running(model_ref(spec), "Regress") as (model, version):
             result = examples.regress(model, spec.signature_name, request.input, self._grpc_options)
         response.result.CopyFrom(result)
         _fill_spec(response.model_spec, spec, version)
@@ -105,7 +117,7 @@ class Service:
     def multi_inference(self, request: Any) -> Any:
         """PredictionService.MultiInference."""
         ref = model_ref(request.tasks[0].model_spec) if request.tasks else ModelRef("")
-        with self.manager.model(ref) as (model, version):
+        with self._running(ref, "MultiInference") as (model, version):
             return examples.multi_inference(model, request, version, self._grpc_options)
 
     def reload_config(self, request: Any, *, timeout_s: float | None = None) -> Any:
@@ -162,14 +174,14 @@ class Service:
 
     def _rest_classify(self, ref: ModelRef, body: bytes) -> bytes:
         signature, example_input = json_examples.parse_examples(body)
-        with self.manager.model(ref) as (model, _):
+        with self._running(ref, "Classify") as (model, _):
             return json_examples.classifications(
                 examples.classify(model, signature, example_input, self._rest_options)
             )
 
     def _rest_regress(self, ref: ModelRef, body: bytes) -> bytes:
         signature, example_input = json_examples.parse_examples(body)
-        with self.manager.model(ref) as (model, _):
+        with self._running(ref, "Regress") as (model, _):
             return json_examples.regressions(
                 examples.regress(model, signature, example_input, self._rest_options)
             )
@@ -182,7 +194,7 @@ class Service:
                 return inference.input_infos(model, signature)
 
         parsed = json_request.parse_predict(body, infos_of)
-        with self.manager.model(ref) as (model, _):
+        with self._running(ref, "Predict") as (model, _):
             outputs = inference.predict(model, parsed.signature_name, parsed.inputs, self._rest_options)
         return json_response.predictions(outputs, row_format=parsed.row_format)
 

@@ -14,7 +14,15 @@ import numpy as np
 from isthmus.serving.errors import RequestError
 from isthmus.serving.status import Code
 
-__all__ = ["DTYPE_NAMES", "DT_STRING", "NUMPY_OF_DTYPE", "array_from_proto", "dtype_number", "fill_proto"]
+__all__ = [
+    "DTYPE_NAMES",
+    "DT_STRING",
+    "MAX_NUM_DIMENSIONS",
+    "NUMPY_OF_DTYPE",
+    "array_from_proto",
+    "dtype_number",
+    "fill_proto",
+]
 
 DT_STRING = 7
 
@@ -97,6 +105,8 @@ _FIXED_WIDTH = {"float_val": 5, "double_val": 6}
 # Above this many elements the packed field is spliced in as bytes instead of being filled element by element.
 _SPLICE_ABOVE = 64
 _MAX_ELEMENTS = 2**40
+# numpy's limit; TensorFlow's own is 254, and no kernel goes beyond 8.
+MAX_NUM_DIMENSIONS = 64
 
 
 def dtype_number(array: np.ndarray[Any, Any]) -> int:
@@ -130,6 +140,8 @@ def array_from_proto(proto: Any) -> np.ndarray[Any, Any]:
     if proto.tensor_shape.unknown_rank:
         raise ValueError("unknown rank")
     shape = tuple(dim.size for dim in proto.tensor_shape.dim)
+    if len(shape) > MAX_NUM_DIMENSIONS:
+        raise ValueError(f"{len(shape)} dimensions")
     num_elements = 1
     for size in shape:
         if size < 0:

@@ -1,0 +1,100 @@
+"""An ASGI application on uvicorn, in a thread of its own, on a port that is bound before anything else
+happens."""
+
+import socket
+import threading
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+import uvicorn
+
+from isthmus.serving.errors import ServingError
+
+__all__ = ["Application", "Headers", "HttpServer", "Message", "Receive", "Send", "respond"]
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Application = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+Headers = list[tuple[bytes, bytes]]
+
+
+class HttpServer:
+    """Binds at once, serves from `start` on.
+
+    Args:
+        host: address to listen on.
+        port: TCP port; 0 for any free one.
+        what: what the port is for, and flags: which flags choose it (for the error text).
+        drain_seconds: how long requests in flight may take after `stop`.
+
+    Raises:
+        ServingError: the port is taken or the address unusable.
+    """
+
+    def __init__(self, *, host: str, port: int, what: str, flags: str, drain_seconds: float) -> None:
+        self._socket = _bound_socket(host, port, what, flags)
+        self.port: int = self._socket.getsockname()[1]
+        self._drain_seconds = drain_seconds
+        self._server: uvicorn.Server | None = None
+        self._thread: threading.Thread | None = None
+
+    def start(self, application: Application) -> None:
+        """Serve; returns when the socket accepts."""
+        config = uvicorn.Config(
+            application,
+            http="auto",
+            ws="none",
+            lifespan="off",
+            interface="asgi3",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=max(1, round(self._drain_seconds)),
+        )
+        self._server = _Server(config)
+        self._thread = threading.Thread(target=self._server.run, args=([self._socket],), daemon=True)
+        self._thread.start()
+        while not self._server.started:
+            if not self._thread.is_alive():
+                raise ServingError(
+                    f"the HTTP server on port {self.port} did not start; the log has the reason"
+                )
+            time.sleep(0.01)
+
+    def stop(self) -> None:
+        """Close the socket, finish what is in flight."""
+        if self._server is not None and self._thread is not None:
+            self._server.should_exit = True
+            self._thread.join()
+        self._socket.close()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handlers: the process decides when it ends."""
+
+    def install_signal_handlers(self) -> None:
+        return
+
+
+def _bound_socket(host: str, port: int, what: str, flags: str) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise ServingError(
+            f"cannot listen on {host}:{port} for {what}: {error.strerror or error}; choose another with "
+            f"{flags}"
+        ) from error
+    return listener
+
+
+async def respond(send: Send, status: int, content: bytes, headers: Headers) -> None:
+    """Send a whole answer."""
+    length = [(b"content-length", str(len(content)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": headers + length})
+    await send({"type": "http.response.body", "body": content})

@@ -1,0 +1,133 @@
+"""TensorFlow Serving's Prometheus metrics, under its names (`:tensorflow:serving:…`), buckets and text form.
+
+What is counted when follows tensorflow_serving/servables/tensorflow/util.cc and its callers: every finished
+request in request_count, only the good ones in request_latency; the form follows util/prometheus_exporter.cc.
+Times are in µs.
+"""
+
+import bisect
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+__all__ = ["CONTENT_TYPE", "DEFAULT_PATH", "Metrics"]
+
+DEFAULT_PATH = "/monitoring/prometheus/metrics"
+CONTENT_TYPE = b"text/plain"
+
+# monitoring::Buckets::Exponential(10, 1.8, 33): ten microseconds to twenty minutes.
+_LIMITS_US = tuple(10 * 1.8**power for power in range(33))
+# Requests for models that do not exist carry whatever name the client made up; their number is bounded.
+_MAX_NUM_CELLS = 1000
+_OTHER = "(other)"
+
+Labels = tuple[str, ...]
+
+
+@dataclass
+class _Histogram:
+    counts: list[int] = field(default_factory=lambda: [0] * (len(_LIMITS_US) + 1))
+    total_us: float = 0.0
+
+
+class Metrics:
+    """Counters and histograms of one server; every method may be called from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counters: dict[str, dict[Labels, int]] = {name: {} for name in _COUNTERS}
+        self._histograms: dict[str, dict[Labels, _Histogram]] = {name: {} for name in _HISTOGRAMS}
+
+    def request(self, *, model: str, api: str, entrypoint: str, status: str, duration_us: float) -> None:
+        """One finished request.
+
+        Args:
+            model: the name that was asked for.
+            api: Predict, Classify, … over gRPC; predict, classify, … or "" over REST.
+            entrypoint: GRPC or REST.
+            status: name of the canonical code.
+            duration_us: time in the server.
+        """
+        with self._lock:
+            self._count(_REQUEST_COUNT, (model, status))
+            if status == "OK":
+                self._observe(_REQUEST_LATENCY, (model, api, entrypoint), duration_us)
+
+    def runtime(self, *, model: str, api: str, duration_us: float) -> None:
+        """One computation of a graph."""
+        with self._lock:
+            self._observe(_RUNTIME_LATENCY, (model, api, "TF1"), duration_us)
+
+    def load_attempt(self, *, model_path: str, succeeded: bool, duration_us: float) -> None:
+        """One attempt to load a version."""
+        with self._lock:
+            self._count(_LOAD_ATTEMPTS, (model_path, "success" if succeeded else "fail"))
+            if succeeded:
+                self._count(_LOAD_LATENCY, (model_path,), round(duration_us))
+
+    def warmup(self, *, model_path: str, status: str, duration_us: float) -> None:
+        """One replay of warm-up records."""
+        with self._lock:
+            self._observe(_WARMUP_LATENCY, (model_path, status), duration_us)
+
+    def page(self) -> str:
+        """Everything, in Prometheus' text format."""
+        lines: list[str] = []
+        with self._lock:
+            for name, counter_cells in self._counters.items():
+                lines.append(f"# TYPE {name} counter")
+                for labels, count in sorted(counter_cells.items()):
+                    lines.append(f"{name}{{{_labelled(_COUNTERS[name], labels)}}} {count}")
+            for name, cells in self._histograms.items():
+                lines.append(f"# TYPE {name} histogram")
+                for labels, histogram in sorted(cells.items()):
+                    lines += _histogram_lines(name, _labelled(_HISTOGRAMS[name], labels), histogram)
+        return "\n".join(lines) + "\n"
+
+    def _count(self, name: str, labels: Labels, amount: int = 1) -> None:
+        cells = self._counters[name]
+        key = labels if labels in cells or len(cells) < _MAX_NUM_CELLS else (_OTHER, *labels[1:])
+        cells[key] = cells.get(key, 0) + amount
+
+    def _observe(self, name: str, labels: Labels, value_us: float) -> None:
+        histogram = self._histograms[name].setdefault(labels, _Histogram())
+        histogram.counts[bisect.bisect_right(_LIMITS_US, value_us)] += 1
+        histogram.total_us += value_us
+
+
+_REQUEST_COUNT = ":tensorflow:serving:request_count"
+_LOAD_ATTEMPTS = ":tensorflow:cc:saved_model:load_attempt_count"
+_LOAD_LATENCY = ":tensorflow:cc:saved_model:load_latency"
+_REQUEST_LATENCY = ":tensorflow:serving:request_latency"
+_RUNTIME_LATENCY = ":tensorflow:serving:runtime_latency"
+_WARMUP_LATENCY = ":tensorflow:serving:model_warmup_latency"
+
+_COUNTERS: dict[str, Sequence[str]] = {
+    _LOAD_ATTEMPTS: ("model_path", "status"),
+    _LOAD_LATENCY: ("model_path",),
+    _REQUEST_COUNT: ("model_name", "status"),
+}
+_HISTOGRAMS: dict[str, Sequence[str]] = {
+    _WARMUP_LATENCY: ("model_path", "status"),
+    _REQUEST_LATENCY: ("model_name", "API", "entrypoint"),
+    _RUNTIME_LATENCY: ("model_name", "API", "runtime"),
+}
+
+
+def _labelled(names: Sequence[str], values: Labels) -> str:
+    return ",".join(f'{name}="{_escaped(value)}"' for name, value in zip(names, values, strict=True))
+
+
+def _escaped(value: str) -> str:
+    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+
+
+def _histogram_lines(name: str, labels: str, histogram: _Histogram) -> list[str]:
+    lines, cumulative = [], 0
+    limits = [f"{limit:g}" for limit in _LIMITS_US] + ["+Inf"]
+    for limit, count in zip(limits, histogram.counts, strict=True):
+        cumulative += count
+        lines.append(f'{name}_bucket{{{labels},le="{limit}"}} {cumulative}')
+    lines.append(f"{name}_sum{{{labels}}} {histogram.total_us:g}")
+    lines.append(f"{name}_count{{{labels}}} {cumulative}")
+    return lines
