@@ -94,7 +94,7 @@ class Bundle:
         expected = canonical_json(self.manifest)
         for copy in MANIFEST_COPIES:
             path = self.saved_model / copy
-            if not path.is_file() or path.read_text(encoding="utf-8").rstrip("\n") != expected:
+            if not path.is_file() or path.read_text(encoding="utf-8") != expected:
                 broken.append(f"saved_model/{copy}: not the same as {MANIFEST}")
         return broken
 
@@ -157,7 +157,7 @@ def write_manifest_copies(saved_model: Path, manifest: dict[str, Any]) -> None:
     for copy in MANIFEST_COPIES:
         path = saved_model / copy
         path.parent.mkdir(exist_ok=True)
-        write_text(path, canonical_json(manifest) + "\n")
+        write_text(path, canonical_json(manifest))
 
 
 def publish(staged: Path, target: Path) -> Bundle:
