@@ -106,8 +106,9 @@ def registry(arguments: argparse.Namespace) -> int:
 
 def lineage(arguments: argparse.Namespace) -> int:
     """`isthmus lineage SUBJECT`: the chain from a served version back to the commit and the data."""
+    from isthmus.lineage import render
     from isthmus.lineage.query import lineage as run
-    from isthmus.lineage.render import tree
+    from isthmus.lineage.verify import verify, worst
 
     chain = run(
         arguments.subject,
@@ -115,8 +116,17 @@ def lineage(arguments: argparse.Namespace) -> int:
         tracking_uri=arguments.tracking_uri,
         at=arguments.at,
     )
-    print(json.dumps(chain.to_dict(), indent=2) if arguments.json else tree(chain))
-    return 0
+    checks = verify(chain) if arguments.verify else []
+    if arguments.json:
+        answer = chain.to_dict()
+        if arguments.verify:
+            answer = {**answer, "checks": [check.to_dict() for check in checks]}
+        print(json.dumps(answer, indent=2))
+    else:
+        print(render.tree(chain))
+        if arguments.verify:
+            print(render.checks(checks))
+    return 1 if arguments.verify and worst(checks) == "broken" else 0
 
 
 def doctor(arguments: argparse.Namespace) -> int:

@@ -91,8 +91,9 @@ def _add_registry(subparsers: Any) -> None:
         ("show", "one version: its hashes, gates, metrics and where it is pushed", _add_version),
         ("diff", "what differs between two versions", _add_two_versions),
         ("promote", "re-check a version's gates and hashes and make it champion", _add_promotion),
-        ("rollback", "make the previous champion champion again", _add_reason),
+        ("rollback", "make the previous champion champion again", _add_rollback),
         ("history", "who moved which alias, when, from, to and why", _nothing_more),
+        ("gc", "what no alias and no recent champion needs; removed only with --yes", _add_removal),
     ):
         parser = actions.add_parser(action, help=summary, description=summary)
         name_count = "?" if action == "list" else None
@@ -184,15 +185,24 @@ def _add_two_versions(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("other", metavar="OTHER", help="a number or @ALIAS")
 
 
-def _add_reason(parser: argparse.ArgumentParser) -> None:
+def _add_why(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--why", default="", metavar="TEXT", help="the reason, kept in the history")
-    parser.add_argument(
-        "--approve-by", metavar="NAME", help="who approved it, where the recipe asks for approval"
-    )
+
+
+def _add_rollback(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--to", type=int, metavar="VERSION", help="default: the champion before this one")
+    _add_why(parser)
+
+
+def _add_removal(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--yes", action="store_true", help="remove what is listed")
 
 
 def _add_promotion(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "version", nargs="?", default="@challenger", metavar="VERSION", help="default: %(default)s"
     )
-    _add_reason(parser)
+    _add_why(parser)
+    parser.add_argument(
+        "--approve-by", metavar="NAME", help="who approved it, where the recipe asks for approval"
+    )

@@ -24,6 +24,7 @@ def run(arguments: argparse.Namespace) -> int:
         "promote": _promote,
         "rollback": _rollback,
         "history": _history,
+        "gc": _gc,
     }[arguments.action]
     return action(arguments)
 
@@ -85,7 +86,8 @@ def _promote(arguments: argparse.Namespace) -> int:
 def _rollback(arguments: argparse.Namespace) -> int:
     from isthmus.lineage import registry
 
-    return _print_move(arguments, registry.rollback(arguments.name, by=getpass.getuser(), why=arguments.why))
+    move = registry.rollback(arguments.name, to=arguments.to, by=getpass.getuser(), why=arguments.why)
+    return _print_move(arguments, move)
 
 
 def _history(arguments: argparse.Namespace) -> int:
@@ -95,12 +97,33 @@ def _history(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(entries, indent=2))
     else:
-        rows = [tuple(_text(entry[key]) for key in _HISTORY_COLUMNS) for entry in entries]
-        print(_columns([_HISTORY_COLUMNS, *rows]))
+        print(_columns([("when", "alias", "from", "to", "by", "why"), *map(_move_row, entries)]))
     return 0
 
 
-_HISTORY_COLUMNS = ("when", "alias", "from_version", "to_version", "by", "why")
+def _gc(arguments: argparse.Namespace) -> int:
+    from isthmus.lineage import cleanup
+
+    removals = cleanup.plan(arguments.name, home=arguments.home)
+    if arguments.json:
+        print(json.dumps([removal.to_dict() for removal in removals], indent=2))
+    elif not removals:
+        print(f"{arguments.name}: every version is needed by an alias or a recent champion")
+    else:
+        for removal in removals:
+            size = f"{removal.num_bytes / 1e6:.1f} MB"
+            print("  ".join([f"version {removal.version.version}", size, *map(str, removal.folders)]))
+    if arguments.yes:
+        cleanup.carry_out(removals, home=arguments.home)
+    elif removals and not arguments.json:
+        print("nothing was removed; --yes removes these")
+    return 0
+
+
+def _move_row(entry: dict[str, Any]) -> tuple[str, ...]:
+    why = entry["why"] if entry["effective"] else f"changed nothing, another came first ({entry['why']})"
+    moved = (_text(entry["from_version"]), _text(entry["to_version"]))
+    return (entry["when"], entry["alias"], *moved, entry["by"], _text(why))
 
 
 def _print_move(arguments: argparse.Namespace, move: Any) -> int:
