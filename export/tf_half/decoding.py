@@ -1,17 +1,20 @@
 """Encoded bytes to RGB pixels in TensorFlow ops, as `PIL.Image.open(...).convert("RGB")` has them.
 
-docs/preprocessing.md has the table of what is equal and what is not. In short: every JPEG, PNG, BMP and lossy or
-lossless WebP that both sides read is equal pixel for pixel, with these exceptions:
-
-* CMYK and YCCK JPEG: TensorFlow cuts `K * C / 255` where Pillow rounds it, so values are up to 1 level too low.
-* GIF: transparent pixels of the first frame, and canvas that it does not cover, are black; Pillow shows the
-  palette's colour.
-* EXIF orientation is applied by neither.
+Equal pixel for pixel: JPEG of every kind, PNG, GIF (first frame), uncompressed BMP and WebP, wherever both sides
+read the file at all. What TensorFlow's own decoders make different, what is done about it, and what only one side
+reads: the table in docs/preprocessing.md.
 """
 
 from __future__ import annotations
 
+import functools
+
 import tensorflow as tf
+
+from isthmus.export.tf_half.decode_bmp import decode_bmp
+from isthmus.export.tf_half.decode_cmyk import decode_cmyk
+from isthmus.export.tf_half.decode_gif import decode_gif
+from isthmus.export.tf_half.decode_webp import decode_webp
 
 JPEG_START = b"\xff\xd8\xff"
 PNG_START = b"\x89PNG\r\n\x1a\n"
@@ -30,8 +33,12 @@ def _byte(encoded: tf.Tensor, position: int) -> tf.Tensor:
 
 
 def _jpeg(encoded: tf.Tensor) -> tf.Tensor:
-    # The accurate integer DCT and smooth chroma upsampling are libjpeg's defaults, and so Pillow's.
-    return tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE", fancy_upscaling=True)
+    def rgb() -> tf.Tensor:
+        # The accurate integer DCT and smooth chroma upsampling are libjpeg's defaults, and so Pillow's.
+        return tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE", fancy_upscaling=True)
+
+    num_components = tf.image.extract_jpeg_shape(encoded)[2]
+    return tf.cond(num_components == 4, lambda: decode_cmyk(encoded), rgb)
 
 
 def _png(encoded: tf.Tensor) -> tf.Tensor:
@@ -44,21 +51,10 @@ def _png(encoded: tf.Tensor) -> tf.Tensor:
     return tf.cond((depth == 16) & (color_type == 0), gray16, lambda: tf.io.decode_png(encoded, channels=3))
 
 
-def _webp(encoded: tf.Tensor) -> tf.Tensor:
-    # DecodeImage, not DecodeWebP: a runtime that is too old for WebP still loads the model.
-    # An extended header says in one byte whether there is alpha (0x10) or animation (0x02); a lossless one
-    # has its alpha bit after two 14-bit sizes.
-    extended = (_bytes(encoded, 12, 4) == b"VP8X") & (tf.bitwise.bitwise_and(_byte(encoded, 20), 0x12) != 0)
-    lossless = (_bytes(encoded, 12, 4) == b"VP8L") & (tf.bitwise.bitwise_and(_byte(encoded, 24), 0x10) != 0)
-
-    def with_channels(channels: int) -> tf.Tensor:
-        return tf.raw_ops.DecodeImage(contents=encoded, channels=channels, expand_animations=False)[..., :3]
-
-    return tf.cond(extended | lossless, lambda: with_channels(4), lambda: with_channels(3))
-
-
-def _other(encoded: tf.Tensor) -> tf.Tensor:
-    return tf.raw_ops.DecodeImage(contents=encoded, channels=3, expand_animations=False)
+def _unknown(encoded: tf.Tensor) -> tf.Tensor:
+    refusal = tf.debugging.Assert(tf.strings.length(encoded) < 0, [f"not a {FORMATS}"])
+    with tf.control_dependencies([refusal]):
+        return tf.zeros([1, 1, 3], tf.uint8)
 
 
 def decode(encoded: tf.Tensor) -> tf.Tensor:
@@ -70,12 +66,14 @@ def decode(encoded: tf.Tensor) -> tf.Tensor:
     Returns:
         uint8 [height, width, 3]. The graph fails with INVALID_ARGUMENT when the bytes are none of these.
     """
-    is_jpeg = _bytes(encoded, 0, 3) == JPEG_START
-    is_png = _bytes(encoded, 0, 8) == PNG_START
-    is_webp = (_bytes(encoded, 0, 4) == b"RIFF") & (_bytes(encoded, 8, 4) == b"WEBP")
-    branch = tf.where(is_jpeg, 0, tf.where(is_png, 1, tf.where(is_webp, 2, 3)))
-    image = tf.switch_case(
-        branch,
-        [lambda: _jpeg(encoded), lambda: _png(encoded), lambda: _webp(encoded), lambda: _other(encoded)],
-    )
+    kinds = [
+        (_bytes(encoded, 0, 3) == JPEG_START, _jpeg),
+        (_bytes(encoded, 0, 8) == PNG_START, _png),
+        (_bytes(encoded, 0, 4) == b"GIF8", decode_gif),
+        (_bytes(encoded, 0, 2) == b"BM", decode_bmp),
+        ((_bytes(encoded, 0, 4) == b"RIFF") & (_bytes(encoded, 8, 4) == b"WEBP"), decode_webp),
+        (tf.constant(True), _unknown),
+    ]
+    first = tf.argmax(tf.stack([starts for starts, _ in kinds]), output_type=tf.int32)
+    image = tf.switch_case(first, [functools.partial(decoder, encoded) for _, decoder in kinds])
     return tf.ensure_shape(image, [None, None, 3])

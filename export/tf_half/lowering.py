@@ -19,7 +19,8 @@ def lower(onnx_path: Path, *, rung: Rung) -> Callable[[tf.Tensor], tf.Tensor]:
 
     Args:
         onnx_path: the model; it is only read.
-        rung: `onnx2tf` converts with onnx2tf; `direct` carries operator by operator, keeping ONNX's semantics.
+        rung: `onnx2tf` converts with onnx2tf; `direct` carries operator by operator, keeping ONNX's
+        semantics.
 
     Returns:
         A function images float32 [N, H, W, 3] -> logits float32 [N, C], to be traced into a `tf.function`.

@@ -1,7 +1,8 @@
 """The first rung: onnx2tf, the bridge that is excellent on convolutional networks.
 
-onnx2tf is a program that happens to be importable: it seeds the global random generators, prints, exits the process
-on failure, may call other programs and may download sample images. What is done about each of these is here.
+onnx2tf is a program that happens to be importable: it seeds the global random generators, prints, exits the
+process on failure, may call other programs and may download sample images. What is done about each of these
+is here.
 """
 
 from __future__ import annotations
@@ -118,7 +119,8 @@ def _reason(output: str, error: BaseException) -> str:
 def _freeze(keras_model: Any, onnx_path: Path) -> tuple[graph_pb2.GraphDef, str, str]:
     """(graph with constants only, name of its input tensor, name of its output tensor).
 
-    Saving the Keras model itself writes every constant as JSON: minutes, and a file that the v1 loader refuses.
+    Saving the Keras model itself writes every constant as JSON: minutes, and a file that the v1 loader
+    refuses.
     """
     if len(keras_model.inputs) != 1 or len(keras_model.outputs) != 1:
         raise ExportError(
@@ -141,8 +143,9 @@ def _freeze(keras_model: Any, onnx_path: Path) -> tuple[graph_pb2.GraphDef, str,
 def _spell_out_squared_differences(graph: graph_pb2.GraphDef) -> None:
     """Replace SquaredDifference(a, b) by (a - b) * (a - b), in place.
 
-    On x86, TensorFlow's remapper recognises a layer normalisation by its SquaredDifference and puts oneDNN's fused
-    kernel in its place with epsilon 0.001, whatever epsilon it had. Written like this it is left alone.
+    On x86, TensorFlow's remapper recognises a layer normalisation by its SquaredDifference and puts oneDNN's
+    fused kernel in its place with epsilon 0.001, whatever epsilon it had. Written like this it is left
+    alone.
     """
     for node in list(graph.node):
         if node.op != "SquaredDifference":

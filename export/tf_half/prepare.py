@@ -1,13 +1,16 @@
-"""Fold the shape arithmetic of an ONNX graph: what depends on shapes only becomes a constant, or `a * batch + b`.
+"""Fold the shape arithmetic of an ONNX graph: what depends on shapes only becomes a constant, or `a * batch
++ b`.
 
-Exporters write `Shape`, `Gather`, `Mul`, `Concat` chains for every reshape of a model with a dynamic batch. onnx2tf
-re-orders axes while it converts and cannot follow them. Here the graph runs at three batch sizes; each tensor that
+Exporters write `Shape`, `Gather`, `Mul`, `Concat` chains for every reshape of a model with a dynamic batch.
+onnx2tf re-orders axes while it converts and cannot follow them. Here the graph runs at three batch sizes;
+each tensor that
 does not depend on the pixels' values and that a remaining node needs is replaced:
 
 * the same at every batch size: by that constant;
 * a shape vector with entries affine in the batch: by a -1 where a Reshape may infer it, else by a new small
   subgraph `a * batch + b`;
-* anything else (a class token expanded to the batch): its node stays, and its own inputs are treated the same way.
+* anything else (a class token expanded to the batch): its node stays, and its own inputs are treated the
+  same way.
 """
 
 from __future__ import annotations

@@ -11,12 +11,14 @@ Pillow resizes an 8-bit image in two passes, horizontal then vertical, and round
 
 How that becomes fast and stays exact here: output positions are taken in blocks of 16, each block reads one
 window of the input, and a block is a small matrix product. A product of 8 and 23 bits does not fit float32's
-24, so each fixed weight is split as `high * 128 + low` (15 and 7 bits): both sums stay below 2^24 for windows of
-up to 518 taps, where every float32 sum of integers is exact in any order, fused or not. Wider ones (an image shrunk
-more than about 128 times with bicubic, 86 with lanczos) take the same road in float64, which is exact without a split.
+24, so each fixed weight is split as `high * 128 + low` (15 and 7 bits): both sums stay below 2^24 for
+windows of up to 518 taps, where every float32 sum of integers is exact in any order, fused or not. Wider
+ones (an image shrunk more than about 128 times with bicubic, 86 with lanczos) take the same road in float64,
+which is exact without a split.
 
 The one thing that a runtime could break: a CPU told to compute float32 products in bfloat16
-(`ONEDNN_DEFAULT_FPMATH_MODE=BF16`), or an accelerator that uses TF32. The ops are therefore placed on the CPU.
+(`ONEDNN_DEFAULT_FPMATH_MODE=BF16`), or an accelerator that uses TF32. The ops are therefore placed on the
+CPU.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ PRECISION_BITS = 22
 LOW_BITS = 7
 # 518 taps × 127 × 255 < 2^24; a window may be wider than its taps, the rest of it has weight zero.
 MAX_FLOAT32_TAPS = 518
-# Bytes of source pixels that one strip of the horizontal pass works on: a few times that in float32 is the peak.
+# Bytes of source pixels that one strip of the horizontal pass works on: a few times that in float32 is the
+# peak.
 STRIP_BYTES = 4 << 20
 
 
@@ -173,7 +176,7 @@ def _resample_rows(source: tf.Tensor, taps: _Taps) -> tf.Tensor:
 
 
 def _horizontal(image: tf.Tensor, taps: _Taps) -> tf.Tensor:
-    """uint8 [rows, columns, 3] -> uint8 [rows, num positions, 3]: in strips of rows, so that memory stays small."""
+    """uint8 [rows, columns, 3] -> uint8 [rows, num positions, 3], in strips of rows: little memory."""
     rows, columns = tf.shape(image)[0], tf.shape(image)[1]
 
     def strip(part: tf.Tensor) -> tf.Tensor:
@@ -207,7 +210,8 @@ def _vertical(image: tf.Tensor, taps: _Taps) -> tf.Tensor:
 
 
 def _nearest_source(positions: tf.Tensor, *, in_length: tf.Tensor, out_length: tf.Tensor) -> tf.Tensor:
-    """Pillow's nearest neighbour (`ImagingScaleAffine`): it adds the scale up, position by position, in double.
+    """Pillow's nearest neighbour (`ImagingScaleAffine`): it adds the scale up, position by position, in
+    double.
 
     The sums are made one after the other here too: a product would round differently at some sizes.
     """
@@ -231,7 +235,8 @@ def resize_at(
     columns: tf.Tensor,
     interpolation: str,
 ) -> tf.Tensor:
-    """The pixels `rows` × `columns` of `image` resized to `resized` by Pillow; nothing else of it is computed.
+    """The pixels `rows` × `columns` of `image` resized to `resized` by Pillow; nothing else of it is
+    computed.
 
     Args:
         image: uint8 [height, width, 3].
@@ -251,8 +256,8 @@ def resize_at(
     down = _taps(_padded(rows), in_length=height, out_length=resized[0], filter_=filter_)
     across = _taps(_padded(columns), in_length=width, out_length=resized[1], filter_=filter_)
     image = image[down.start : down.stop, across.start : across.stop]
-    # Pillow 12 (`Image.resize`) shrinks an image more than a hundred times taller than wide vertically first: here
-    # that is the other order on the transposed image.
+    # Pillow 12 (`Image.resize`) shrinks an image more than a hundred times taller than wide vertically
+    # first: here that is the other order on the transposed image.
     tall = (height > width * 100) & (resized[0] < height)
     first, second, image = tf.cond(
         tall,

@@ -1,13 +1,12 @@
 """Write the SavedModel that will serve: five signatures, assets, warm-up requests, and later its manifest.
 
-What is on disk depends on the weights, the preprocessing and the labels only: function names are numbered in the
-order of the graph, and nothing random or dated is written. (TensorFlow's `fingerprint.pb` holds a random id and a
-checksum of the graph as it was before; it is left out, and nothing asks for it at serving time.)
+What is on disk depends on the weights, the preprocessing and the labels only, as long as the process has traced
+nothing else before: TensorFlow numbers functions process-wide. Nothing random or dated is written. (TensorFlow's
+`fingerprint.pb` holds a random id; it is left out, and nothing asks for it at serving time.)
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 import tempfile
@@ -25,15 +24,11 @@ from isthmus.export.tf_half import preprocessing as preprocessing_module
 from isthmus.export.tf_half import signatures, warmup
 from isthmus.lineage.files import canonical_json
 
-logger = logging.getLogger(__name__)
-
 CLASSIFY_METHOD = "tensorflow/serving/classify"
 LABELS_FILE = "labels.txt"
 MANIFEST_FILE = "manifest.json"
 EXTRA_ASSETS = "assets.extra"
 GRAPH_FILE = "saved_model.pb"
-# A SavedModel's graph is one protocol buffer, and those end at 2 GiB.
-MAX_GRAPH_BYTES = (1 << 31) - (1 << 20)
 
 
 def save(
@@ -58,9 +53,11 @@ def save(
         sample_images: at least one encoded image, for those requests.
 
     Raises:
-        ExportError: the preprocessing cannot be expressed; a label that is not one line; a number of labels that
-            is not the model's number of classes; a model larger than one SavedModel graph may be.
+        ExportError: the target exists; the preprocessing cannot be expressed; a label that is not one line; a
+            number of labels that is not the model's number of classes.
     """
+    if target.exists():
+        raise ExportError(f"{target} exists already; a SavedModel is written to a new folder")
     steps = preprocessing_module.build(dict(preprocessing))
     _check_labels(labels)
     logits = signatures.frozen(logits_fn, height=steps.height, width=steps.width)
@@ -68,7 +65,18 @@ def save(
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
-        _write(staging / "model", staging / "assets", logits, steps, labels, head)
+        (staging / LABELS_FILE).write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
+        (staging / MANIFEST_FILE).write_text("{}\n", encoding="utf-8")
+        model = signatures.ServedModel(
+            logits,
+            preprocessing=steps,
+            head=head,
+            num_classes=len(labels),
+            labels_file=staging / LABELS_FILE,
+            manifest_file=staging / MANIFEST_FILE,
+        )
+        tf.saved_model.save(model, str(staging / "model"), signatures=model.signatures())
+        _finish(staging / "model")
         extra = staging / "model" / EXTRA_ASSETS
         extra.mkdir()
         warmup.write(
@@ -81,29 +89,6 @@ def save(
         os.rename(staging / "model", target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-
-
-def _write(
-    folder: Path,
-    assets: Path,
-    logits: Any,
-    steps: preprocessing_module.Preprocessing,
-    labels: Sequence[str],
-    head: signatures.Head,
-) -> None:
-    assets.mkdir()
-    (assets / LABELS_FILE).write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
-    (assets / MANIFEST_FILE).write_text("{}\n", encoding="utf-8")
-    model = signatures.ServedModel(
-        logits,
-        preprocessing=steps,
-        head=head,
-        num_classes=len(labels),
-        labels_file=assets / LABELS_FILE,
-        manifest_file=assets / MANIFEST_FILE,
-    )
-    tf.saved_model.save(model, str(folder), signatures=model.signatures())
-    _finish(folder)
 
 
 def _check_labels(labels: Sequence[str]) -> None:
@@ -119,12 +104,6 @@ def _check_logits(logits: Any, labels: Sequence[str]) -> None:
     if shape.rank != 2 or shape[1] not in (None, len(labels)):
         raise ExportError(
             f"the lowered model gives logits of shape {shape}; expected (N, {len(labels)}), one per label"
-        )
-    num_bytes = logits.graph.as_graph_def().ByteSize()
-    if num_bytes > MAX_GRAPH_BYTES:
-        raise ExportError(
-            f"the model has {num_bytes / 2**30:.1f} GiB of weights; a SavedModel graph holds less than 2 GiB. "
-            "Choose a smaller variant"
         )
 
 
@@ -143,7 +122,7 @@ def set_manifest(saved_model: Path, manifest: Mapping[str, Any]) -> None:
 
     The graph does not change. Each of the two files is replaced by a rename.
     """
-    text = canonical_json(dict(manifest)) + "\n"
+    text = canonical_json(dict(manifest))
     for folder in (saved_model / "assets", saved_model / EXTRA_ASSETS):
         folder.mkdir(exist_ok=True)
         beside = folder / f".{MANIFEST_FILE}.new"
@@ -154,9 +133,10 @@ def set_manifest(saved_model: Path, manifest: Mapping[str, Any]) -> None:
 def optimized_ops(
     saved_model: Path, *, signature: str = "tensors", inputs: Mapping[str, np.ndarray]
 ) -> Counter[str]:
-    """How often each operator occurs in the graph that really runs, after TensorFlow's own optimisers.
+    """How often each operator occurs in the graph that runs, after TensorFlow's own optimisers.
 
-    Loads the model as TensorFlow Serving does (a v1 session, default options) and runs `signature` on `inputs`.
+    Loads the model as TensorFlow Serving does (a v1 session, default options) and runs `signature` on
+    `inputs`.
     """
     v1 = tf.compat.v1
     with v1.Session(graph=tf.Graph()) as session:

@@ -1,16 +1,16 @@
 """The five signatures of every SavedModel, as one `tf.Module`.
 
-| signature | input | outputs |
-|---|---|---|
-| `serving_default` | `image_bytes` string [N] | `probabilities` float32 [N, C], `class_id` int64 [N], `label` string [N] |
-| `tensors` | `images` float32 [N, H, W, 3], preprocessed | `logits` float32 [N, C] |
-| `examples` | `examples` string [N], serialized `tf.train.Example` | as `serving_default`, and `logits` |
-| `classify` | `inputs` string [N], as `examples` | `classes` string [N, C], `scores` float32 [N, C] |
-| `manifest` | `inputs` string [N], ignored | `manifest` string [N], the same JSON N times |
+    serving_default  image_bytes string [N]: encoded images
+                     -> probabilities float32 [N, C], class_id int64 [N], label string [N]
+    tensors          images float32 [N, H, W, 3], preprocessed -> logits float32 [N, C]
+    examples         examples string [N]: serialized tf.train.Example with image/encoded
+                     -> as serving_default, and logits
+    classify         inputs string [N]: as examples -> classes string [N, C], scores float32 [N, C]
+    manifest         inputs string [N], ignored -> manifest string [N], the same JSON N times
 
-`classify` is what TensorFlow Serving's Classify method calls: it sends serialized Examples. Labels and the manifest
-are read from the model's assets when it is loaded, so that the manifest can be written after verification
-without touching the graph.
+`classify` is what TensorFlow Serving's Classify method calls: it sends serialized Examples. Labels and the
+manifest are read from the model's assets when it is loaded, so that the manifest can be written after
+verification without touching the graph.
 """
 
 from __future__ import annotations
@@ -96,8 +96,8 @@ class ServedModel(tf.Module):
         self._labels = tf.lookup.StaticHashTable(_Lines(self._labels_asset, "labels"), "")
         self._manifest = tf.lookup.StaticHashTable(_Lines(self._manifest_asset, "manifest"), "")
 
-        # Traced once: the signatures share it, and it is saved once. It is reachable on a loaded model too, so
-        # that the pixels of the very artifact can be compared: tf.saved_model.load(...).pixels(encoded).
+        # Traced once: the signatures share it, and it is saved once. It is reachable on a loaded model too,
+        # so that the pixels of the very artifact can be compared: tf.saved_model.load(...).pixels(encoded).
         spec = tf.TensorSpec([None], tf.string, name="image_bytes")
         self.pixels = tf.function(preprocessing.pixels, input_signature=[spec], autograph=False)
         self._pixels = self.pixels.get_concrete_function()

@@ -1,7 +1,8 @@
 """Warm-up requests: what a server runs once after loading a model, so that no user pays for the first call.
 
-TensorFlow Serving reads `assets.extra/tf_serving_warmup_requests`, a TFRecord file of `PredictionLog`, at most
-1,000 of them. The first call of each batch size plans and packs kernels for it, so each size gets a record.
+TensorFlow Serving reads `assets.extra/tf_serving_warmup_requests`, a TFRecord file of `PredictionLog`, at
+most 1,000 of them. The first call of each batch size plans and packs kernels for it, so each size gets a
+record.
 """
 
 from __future__ import annotations

@@ -1,0 +1,111 @@
+"""Uncompressed BMP as Pillow shows it; TensorFlow's own decoder reads palettes as grayscale and few of the rest.
+
+1, 4 and 8 bits with a palette; 16 bits as 5-5-5 or, with masks, 5-6-5; 24 bits; 32 bits with a byte for each colour,
+alpha ignored. Rows from the bottom up, or from the top down where the height is negative. Run-length encoding and
+other masks are refused: the image counts as one that does not decode.
+"""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from isthmus.export.tf_half.byte_reading import Bytes
+
+_OS2_HEADER_BYTES = 12
+_HEADER_BYTES = (_OS2_HEADER_BYTES, 40, 52, 56, 64, 108, 124)
+_UNCOMPRESSED, _MASKED = 0, 3
+_MAX_PIXELS = 1 << 28
+
+
+def _ensure(condition: tf.Tensor, message: str) -> tf.Operation:
+    return tf.debugging.Assert(condition, [message])
+
+
+def _palette(data: Bytes, header: tf.Tensor, bits: tf.Tensor) -> tf.Tensor:
+    """uint8 [256, 3], red first. Entries that the file has not are black, as in Pillow."""
+    os2 = header == _OS2_HEADER_BYTES
+    entry = tf.where(os2, 3, 4)
+    most = tf.bitwise.left_shift(1, bits)
+    used = tf.where(os2, 0, data.little_endian(14 + 32, 4))
+    num = tf.where(used > 0, tf.minimum(used, 256), most)
+    index = tf.range(256)
+    positions = 14 + header + entry * index[:, tf.newaxis] + [2, 1, 0]
+    colors = data.at(positions)
+    return tf.cast(tf.where((index < num)[:, tf.newaxis], colors, 0), tf.uint8)
+
+
+def _indexed(rows: tf.Tensor, bits: tf.Tensor, width: tf.Tensor, palette: tf.Tensor) -> tf.Tensor:
+    """int32 [height, row bytes] -> uint8 [height, width, 3]."""
+    per_byte = 8 // bits
+    x = tf.range(width)
+    packed = tf.gather(rows, x // per_byte, axis=1)
+    shift = 8 - bits - bits * (x % per_byte)
+    mask = tf.bitwise.left_shift(1, bits) - 1
+    return tf.gather(palette, tf.bitwise.bitwise_and(tf.bitwise.right_shift(packed, shift), mask))
+
+
+def _sixteen_bit(rows: tf.Tensor, width: tf.Tensor, green_bits: tf.Tensor) -> tf.Tensor:
+    low, high = rows[:, 0 : 2 * width : 2], rows[:, 1 : 2 * width : 2]
+    value = high * 256 + low
+    most_green = tf.bitwise.left_shift(1, green_bits) - 1
+
+    def scaled(shift: tf.Tensor | int, most: tf.Tensor | int) -> tf.Tensor:
+        return tf.bitwise.bitwise_and(tf.bitwise.right_shift(value, shift), most) * 255 // most
+
+    return tf.stack([scaled(5 + green_bits, 31), scaled(5, most_green), scaled(0, 31)], axis=-1)
+
+
+def _byte_of(masks: tf.Tensor) -> tf.Tensor:
+    """Which byte of a pixel each mask takes: int32, -1 where it takes none or several."""
+    bytes_of = tf.constant([0xFF, 0xFF00, 0xFF0000, -0x1000000])
+    equal = masks[:, tf.newaxis] == bytes_of
+    return tf.where(tf.reduce_any(equal, axis=1), tf.argmax(equal, axis=1, output_type=tf.int32), -1)
+
+
+def _true_color(rows: tf.Tensor, width: tf.Tensor, num_bytes: tf.Tensor, order: tf.Tensor) -> tf.Tensor:
+    pixels = tf.reshape(rows[:, : width * num_bytes], [-1, width, num_bytes])
+    return tf.gather(pixels, order, axis=2)
+
+
+def decode_bmp(encoded: tf.Tensor) -> tf.Tensor:
+    """string scalar -> uint8 [height, width, 3]."""
+    data = Bytes(encoded)
+    header = data.little_endian(14, 4)
+    os2 = header == _OS2_HEADER_BYTES
+    width = tf.where(os2, data.little_endian(18), data.little_endian(18, 4))
+    signed_height = tf.where(os2, data.little_endian(20), data.little_endian(22, 4))
+    height = tf.abs(signed_height)
+    bits = tf.where(os2, data.little_endian(24), data.little_endian(28))
+    compression = tf.where(os2, _UNCOMPRESSED, data.little_endian(30, 4))
+    masks = tf.stack([data.little_endian(54 + 4 * i, 4) for i in range(3)])
+    masked = compression == _MASKED
+    is_565 = masked & (bits == 16) & tf.reduce_all(masks == [0xF800, 0x7E0, 0x1F])
+    is_555 = (bits == 16) & (~masked | tf.reduce_all(masks == [0x7C00, 0x3E0, 0x1F]))
+    # Blue first; masks of zeros say nothing.
+    order = tf.where(masked & (bits == 32) & tf.reduce_any(masks != 0), _byte_of(masks), [2, 1, 0])
+    is_32 = (bits == 32) & tf.reduce_all(order >= 0)
+    plain = ~masked & ((bits == 1) | (bits == 4) | (bits == 8) | (bits == 24))
+    start = data.little_endian(10, 4)
+    checks = [
+        _ensure(tf.reduce_any(header == tf.constant(_HEADER_BYTES)), "BMP with an unknown header"),
+        _ensure(
+            (width > 0) & (height > 0) & (height <= _MAX_PIXELS // tf.maximum(width, 1)), "BMP without pixels"
+        ),
+        _ensure((compression == _UNCOMPRESSED) | masked, "compressed BMP"),
+        _ensure(plain | is_565 | is_555 | is_32, "BMP of an unusual pixel layout"),
+    ]
+    with tf.control_dependencies(checks):
+        width, height = tf.identity(width), tf.identity(height)
+    stride = (bits * width + 31) // 32 * 4
+    rows = tf.reshape(data.slice(start, height * stride), [height, stride])
+    rows = tf.cond(signed_height > 0, lambda: tf.reverse(rows, [0]), lambda: rows)
+    branch = tf.where(bits <= 8, 0, tf.where(bits == 16, 1, 2))
+    image = tf.switch_case(
+        branch,
+        [
+            lambda: _indexed(rows, bits, width, _palette(data, header, bits)),
+            lambda: tf.cast(_sixteen_bit(rows, width, tf.where(is_565, 6, 5)), tf.uint8),
+            lambda: tf.cast(_true_color(rows, width, bits // 8, order), tf.uint8),
+        ],
+    )
+    return tf.ensure_shape(image, [None, None, 3])
