@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from isthmus.tfx_pipeline.errors import PipelineError
 
@@ -86,6 +88,21 @@ def inspect(root: Path, *, labels: list[str]) -> ImageFolder:
                 f"{root / split} holds no class folder with images ({', '.join(IMAGE_SUFFIXES)})"
             )
     return ImageFolder(root=root, num_images=num_images, fingerprint=digest.hexdigest())
+
+
+def dataset_record(folder: ImageFolder) -> dict[str, Any]:
+    """What the data set is called in the record of a run: its own dataset.json, where it has one.
+
+    Returns:
+        `name`, `source`, `digest` (of the file contents; without a dataset.json the fingerprint) and `splits`.
+    """
+    own = folder.root / "dataset.json"
+    if own.is_file():
+        described = json.loads(own.read_text(encoding="utf-8"))
+        name, source, digest = described["name"], described["source"], described["digest"]
+    else:
+        name, source, digest = folder.root.name, str(folder.root), folder.fingerprint
+    return {"name": name, "source": source, "digest": digest, "splits": folder.num_images}
 
 
 def _image_folders(top: Path) -> list[tuple[Path, list[os.DirEntry[str]]]]:

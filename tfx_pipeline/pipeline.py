@@ -8,7 +8,7 @@ bundle → BundleImporter ─┬→ ParityValidator ─────────�
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,9 @@ DESCRIBED_FEATURES = (
     "image/class/label",
     "image/class/text",
 )
+
+
+Gates = tuple[ParityValidator, ChampionResolver, Evaluator, ServerValidator]
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -99,6 +102,7 @@ def create_pipeline(
     *,
     name: str,
     labels: list[str],
+    dataset: dict[str, Any],
     places: Places,
     config: PipelineConfig,
     keys: CacheKeys,
@@ -111,6 +115,7 @@ def create_pipeline(
     Args:
         name: Registered model name; also the pipeline's.
         labels: The model's labels, in the order of its outputs.
+        dataset: What the images are called in the record (see `image_folder.dataset_record`).
         places: Where to read and write.
         config: The recipe's `pipeline:` section.
         keys: What the cache depends on besides the parameters.
@@ -132,28 +137,8 @@ def create_pipeline(
         bundle=places.bundle, manifest_sha256=keys.manifest, code=keys.code["BundleImporter"]
     )
     gates = _model_validation(examples, model, name=name, places=places, config=config, keys=keys)
-    parity, champion, evaluator, server = gates
-    pusher = Pusher(
-        model=model.outputs["model"],
-        anomalies=data[-1].outputs["anomalies"],
-        parity=parity.outputs["parity"],
-        evaluation=evaluator.outputs["evaluation"],
-        model_blessing=evaluator.outputs["blessing"],
-        infra_blessing=server.outputs["blessing"],
-        base_directory=places.serving,
-        code=keys.code["Pusher"],
-    )
-    registrar = Registrar(
-        model=model.outputs["model"],
-        pushed_model=pusher.outputs["pushed_model"],
-        evaluation=evaluator.outputs["evaluation"],
-        parity=parity.outputs["parity"],
-        name=name,
-        bundle=places.bundle,
-        home=places.home,
-        tracking_uri=places.tracking_uri,
-        settings=canonical_json(settings(config)),
-        code=keys.code["Registrar"],
+    publication = _publication(
+        model, data[-1], gates, name=name, dataset=dataset, places=places, config=config, keys=keys
     )
     return Pipeline(
         pipeline_name=name,
@@ -161,7 +146,7 @@ def create_pipeline(
         metadata_connection_config=metadata_connection_config,
         enable_cache=enable_cache,
         beam_pipeline_args=beam_args(config),
-        components=[examples, *data, model, parity, champion, evaluator, server, pusher, registrar],
+        components=[examples, *data, model, *gates, *publication],
     )
 
 
@@ -191,7 +176,7 @@ def _model_validation(
     places: Places,
     config: PipelineConfig,
     keys: CacheKeys,
-) -> tuple[ParityValidator, ChampionResolver, Evaluator, ServerValidator]:
+) -> Gates:
     """The gates that look at the model."""
     parity = ParityValidator(
         model=model.outputs["model"],
@@ -228,10 +213,47 @@ def _model_validation(
     return parity, champion, evaluator, server
 
 
+def _publication(
+    model: BundleImporter,
+    validator: ExampleValidator,
+    gates: Gates,
+    *,
+    name: str,
+    dataset: dict[str, Any],
+    places: Places,
+    config: PipelineConfig,
+    keys: CacheKeys,
+) -> tuple[Pusher, Registrar]:
+    """What happens to a model that passed, and to the record of one that did not."""
+    parity, _, evaluator, server = gates
+    pusher = Pusher(
+        model=model.outputs["model"],
+        anomalies=validator.outputs["anomalies"],
+        parity=parity.outputs["parity"],
+        evaluation=evaluator.outputs["evaluation"],
+        model_blessing=evaluator.outputs["blessing"],
+        infra_blessing=server.outputs["blessing"],
+        base_directory=places.serving,
+        code=keys.code["Pusher"],
+    )
+    registrar = Registrar(
+        model=model.outputs["model"],
+        pushed_model=pusher.outputs["pushed_model"],
+        evaluation=evaluator.outputs["evaluation"],
+        parity=parity.outputs["parity"],
+        name=name,
+        bundle=places.bundle,
+        home=places.home,
+        tracking_uri=places.tracking_uri,
+        settings=canonical_json(settings(config)),
+        dataset=canonical_json(dataset),
+        code=keys.code["Registrar"],
+    )
+    return pusher, registrar
+
+
 def settings(config: PipelineConfig) -> dict[str, Any]:
     """The configuration as plain JSON values, for the record."""
-    from dataclasses import asdict
-
     values = asdict(config)
     values["schema"] = None if config.schema is None else str(config.schema)
     values["beam_args"] = list(config.beam_args)

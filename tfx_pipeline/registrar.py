@@ -66,7 +66,7 @@ class Executor(base_executor.BaseExecutor):
                 **{f"mlmd_{key}": value for key, value in mlmd.items()},
             },
         ) as run:
-            self._log(run.info.run_id, manifest, metrics)
+            self._log(run.info.run_id, manifest, json.loads(exec_properties["dataset"]), metrics)
             version = None
             if was_pushed:
                 version = registry.register_version(
@@ -95,24 +95,23 @@ class Executor(base_executor.BaseExecutor):
             ids["run"] = self._context.pipeline_run_id
         return ids
 
-    def _log(self, run_id: str, manifest: dict[str, Any], metrics: dict[str, float]) -> None:
+    def _log(
+        self, run_id: str, manifest: dict[str, Any], dataset: dict[str, Any], metrics: dict[str, float]
+    ) -> None:
         from isthmus.lineage import tracking
 
-        dataset = manifest["dataset"]
-        logged = None
-        if dataset.get("digest"):
-            logged = tracking.log_dataset(
-                run_id,
-                name=dataset["name"],
-                digest=dataset["digest"],
-                source=dataset["source"],
-                context="evaluation",
-                profile=dataset.get("splits"),
-            )
+        evaluated_on = tracking.log_dataset(
+            run_id,
+            name=dataset["name"],
+            digest=dataset["digest"],
+            source=dataset["source"],
+            context="evaluation",
+            profile=dataset["splits"],
+        )
         model_id = (manifest["export"].get("mlflow") or {}).get("saved_model_id")
         if model_id:
             tracking.link_models(run_id, inputs=[model_id])
-        tracking.log_metrics(run_id, metrics, model_id=model_id, dataset=logged)
+        tracking.log_metrics(run_id, metrics, model_id=model_id, dataset=evaluated_on)
 
 
 class RegistrarSpec(ComponentSpec):
@@ -124,6 +123,7 @@ class RegistrarSpec(ComponentSpec):
         "home": ExecutionParameter(type=str),
         "tracking_uri": ExecutionParameter(type=str),
         "settings": ExecutionParameter(type=str),
+        "dataset": ExecutionParameter(type=str),
         "code": ExecutionParameter(type=str),
     }
     INPUTS = {  # noqa: RUF012
@@ -153,6 +153,7 @@ class Registrar(base_component.BaseComponent):
         home: str,
         tracking_uri: str,
         settings: str,
+        dataset: str,
         code: str,
     ) -> None:
         """Describe one run.
@@ -167,6 +168,7 @@ class Registrar(base_component.BaseComponent):
             home: The home folder, where the registry is unless `tracking_uri` says otherwise.
             tracking_uri: The MLflow store, or "".
             settings: The pipeline's configuration as JSON; recorded as parameters.
+            dataset: What was evaluated on, as JSON (see `image_folder.dataset_record`).
             code: Digest of this package's code; for the cache.
         """
         super().__init__(
@@ -180,6 +182,7 @@ class Registrar(base_component.BaseComponent):
                 home=home,
                 tracking_uri=tracking_uri,
                 settings=settings,
+                dataset=dataset,
                 code=code,
                 registration=types.Channel(type=Registration),
             )

@@ -146,6 +146,7 @@ def _run(
     built = pipelines.create_pipeline(
         name=name,
         labels=bundle.manifest["model"]["labels"],
+        dataset=image_folder.dataset_record(folder),
         places=pipelines.Places(
             pipeline_root=str(root),
             serving=str(serving),

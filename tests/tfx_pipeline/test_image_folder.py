@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from isthmus.tfx_pipeline.errors import PipelineError
-from isthmus.tfx_pipeline.image_folder import inspect
+from isthmus.tfx_pipeline.image_folder import dataset_record, inspect
 
 LABELS = ["blue", "green", "red"]
 
@@ -74,3 +75,21 @@ def test_images_outside_a_class_folder(images: Path) -> None:
     shutil.copy(images / "test" / "red" / "000.png", images / "test" / "stray.png")
     with pytest.raises(PipelineError, match=r"holds images outside a class folder, for instance stray\.png"):
         inspect(images, labels=LABELS)
+
+
+def test_the_record_of_a_data_set_with_a_description(images: Path) -> None:
+    described = {"schema_version": 1, "name": "colours", "source": "a camera", "digest": "d" * 64}
+    (images / "dataset.json").write_text(json.dumps(described))
+    assert dataset_record(inspect(images, labels=LABELS)) == {
+        "name": "colours",
+        "source": "a camera",
+        "digest": "d" * 64,
+        "splits": {"train": 48, "val": 18, "test": 30},
+    }
+
+
+def test_the_record_of_a_bare_folder(images: Path) -> None:
+    folder = inspect(images, labels=LABELS)
+    record = dataset_record(folder)
+    assert (record["name"], record["source"]) == ("images", str(images))
+    assert record["digest"] == folder.fingerprint

@@ -26,6 +26,7 @@ def build(config: PipelineConfig | None = None, **arguments: Any) -> Pipeline:
     defaults: dict[str, Any] = {
         "name": "colours",
         "labels": ["blue", "red"],
+        "dataset": {"name": "colours", "source": "here", "digest": "d", "splits": {"test": 1}},
         "places": PLACES,
         "config": config or PipelineConfig(),
         "keys": KEYS,

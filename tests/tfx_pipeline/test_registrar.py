@@ -61,6 +61,9 @@ def register(
                 "bundle": str(make_bundle()),
                 "home": str(tmp_path / "home"),
                 "tracking_uri": "",
+                "dataset": json.dumps(
+                    {"name": "colours", "source": "here", "digest": "d" * 64, "splits": {"test": 30}}
+                ),
                 "settings": json.dumps({"evaluation": {"min_accuracy": 0.5}}),
             },
         )
@@ -93,6 +96,9 @@ def test_the_run_holds_metrics_and_settings(register: Register, tmp_path: Path) 
     assert run.data.metrics["parity/pipeline/error"] == 1e-6
     assert run.data.params["evaluation.min_accuracy"] == "0.5"
     assert run.info.status == "FINISHED"
+    assert run.data.tags["isthmus.dataset_digest"] == "d" * 64
+    (dataset,) = run.inputs.dataset_inputs
+    assert dataset.dataset.name == "colours"
 
 
 def test_registering_twice_gives_one_version(register: Register) -> None:
