@@ -77,8 +77,7 @@ def _add_serve(subparsers: Any) -> None:
         add_help=False,
         allow_abbrev=False,
     )
-    command.add_argument("flags", nargs=argparse.REMAINDER)
-    command.set_defaults(run=commands.serve)
+    command.set_defaults(run=commands.serve, takes_flags=True)
 
 
 def _add_registry(subparsers: Any) -> None:
