@@ -9,27 +9,16 @@ from __future__ import annotations
 
 import functools
 
+import numpy as np
 import tensorflow as tf
 
+from isthmus.export.tf_half.byte_reading import Bytes
 from isthmus.export.tf_half.decode_bmp import decode_bmp
 from isthmus.export.tf_half.decode_cmyk import decode_cmyk
 from isthmus.export.tf_half.decode_gif import decode_gif
 from isthmus.export.tf_half.decode_webp import decode_webp
 
-JPEG_START = b"\xff\xd8\xff"
-PNG_START = b"\x89PNG\r\n\x1a\n"
 FORMATS = "JPEG, PNG, GIF, BMP or WebP"
-
-
-def _bytes(encoded: tf.Tensor, start: int, length: int) -> tf.Tensor:
-    """string scalar: `length` bytes from `start`, fewer (or none) where the content is shorter."""
-    padded = tf.strings.substr(encoded, 0, start + length) + b"\0" * (start + length)
-    return tf.strings.substr(padded, start, length)
-
-
-def _byte(encoded: tf.Tensor, position: int) -> tf.Tensor:
-    """int32 scalar."""
-    return tf.cast(tf.io.decode_raw(_bytes(encoded, position, 1), tf.uint8)[0], tf.int32)
 
 
 def _jpeg(encoded: tf.Tensor) -> tf.Tensor:
@@ -47,8 +36,21 @@ def _png(encoded: tf.Tensor) -> tf.Tensor:
         gray = tf.minimum(tf.io.decode_png(encoded, channels=1, dtype=tf.uint16), 255)
         return tf.repeat(tf.cast(gray, tf.uint8), 3, axis=-1)
 
-    depth, color_type = _byte(encoded, 24), _byte(encoded, 25)
+    depth, color_type = tf.unstack(Bytes(tf.strings.substr(encoded, 0, 26)).span(24, 2))
     return tf.cond((depth == 16) & (color_type == 0), gray16, lambda: tf.io.decode_png(encoded, channels=3))
+
+
+# First bytes -> decoder; a dot stands for any byte.
+_DECODERS = {
+    b"\xff\xd8\xff": _jpeg,
+    b"\x89PNG\r\n\x1a\n": _png,
+    b"GIF8": decode_gif,
+    b"BM": decode_bmp,
+    b"RIFF....WEBP": decode_webp,
+}
+_LONGEST = max(map(len, _DECODERS))
+_VALUES = np.array([list(start.ljust(_LONGEST, b".")) for start in _DECODERS], np.uint8)
+_COUNTS = ord(".") != _VALUES
 
 
 def _unknown(encoded: tf.Tensor) -> tf.Tensor:
@@ -66,14 +68,10 @@ def decode(encoded: tf.Tensor) -> tf.Tensor:
     Returns:
         uint8 [height, width, 3]. The graph fails with INVALID_ARGUMENT when the bytes are none of these.
     """
-    kinds = [
-        (_bytes(encoded, 0, 3) == JPEG_START, _jpeg),
-        (_bytes(encoded, 0, 8) == PNG_START, _png),
-        (_bytes(encoded, 0, 4) == b"GIF8", decode_gif),
-        (_bytes(encoded, 0, 2) == b"BM", decode_bmp),
-        ((_bytes(encoded, 0, 4) == b"RIFF") & (_bytes(encoded, 8, 4) == b"WEBP"), decode_webp),
-        (tf.constant(True), _unknown),
-    ]
-    first = tf.argmax(tf.stack([starts for starts, _ in kinds]), output_type=tf.int32)
-    image = tf.switch_case(first, [functools.partial(decoder, encoded) for _, decoder in kinds])
-    return tf.ensure_shape(image, [None, None, 3])
+    padded = tf.strings.join([tf.strings.substr(encoded, 0, _LONGEST), tf.constant(bytes(_LONGEST))])
+    start = tf.io.decode_raw(padded, tf.uint8)[:_LONGEST]
+    # The branch after the last is for what is none of them.
+    starts_so = tf.reduce_all((start == _VALUES) | ~_COUNTS, axis=1)
+    kind = tf.argmax(tf.concat([starts_so, [True]], axis=0), output_type=tf.int32)
+    branches = [functools.partial(decoder, encoded) for decoder in (*_DECODERS.values(), _unknown)]
+    return tf.ensure_shape(tf.switch_case(kind, branches), [None, None, 3])

@@ -93,7 +93,7 @@ def _no_sample_images() -> Iterator[None]:
     """A model with a fixed batch would make it fetch photographs; random pixels serve the same purpose."""
     import onnx2tf  # noqa: F401 - its module `onnx2tf.onnx2tf` is hidden by a name of the package
 
-    module = sys.modules["onnx2tf.onnx2tf"]
+    module: Any = sys.modules["onnx2tf.onnx2tf"]
     original = module.download_test_image_data
     module.download_test_image_data = lambda: np.random.default_rng(0).random((20, 128, 128, 3), np.float32)
     try:

@@ -54,7 +54,7 @@ def _image_input(graph: onnx.GraphProto) -> onnx.ValueInfoProto:
 def _value_independent(graph: onnx.GraphProto) -> set[str]:
     """Names of computed tensors that are functions of shapes and constants only (graph.node is in order)."""
     dependent = {_image_input(graph).name}
-    independent = set()
+    independent: set[str] = set()
     for node in graph.node:
         if node.op_type == "Constant":
             continue

@@ -50,12 +50,63 @@ def jpegs() -> dict[str, bytes]:
                 files[f"jpeg cmyk {name}"] = inked
                 files[f"jpeg ycck {name}"] = inked[: marker + 15] + b"\x02" + inked[marker + 16 :]
                 files[f"jpeg cmyk without marker {name}"] = inked[:marker] + inked[marker + 16 :]
+    files |= {f"jpeg {name}": jpeg_sampled(factors) for name, factors in SAMPLINGS.items()}
     files["jpeg gray"] = saved(PHOTOGRAPH.convert("L"), "JPEG")
     files["jpeg with restarts"] = saved(PHOTOGRAPH, "JPEG", restart_marker_blocks=2)
     files["jpeg that stores rgb"] = saved(PHOTOGRAPH, "JPEG", keep_rgb=True)
     files["jpeg that is rotated by EXIF"] = saved(PHOTOGRAPH, "JPEG", exif=exif_of(6))
     files["jpeg with more after its end"] = saved(PHOTOGRAPH, "JPEG") + b"more"
     return files
+
+
+def jpeg_sampled(factors: list[tuple[int, int]]) -> bytes:
+    """A JPEG of flat 8 × 8 blocks with sampling factors (horizontal, vertical) per component that Pillow never writes.
+
+    Huffman codes: a DC difference's category in 4 bits; of the AC symbols only "end of block", in 1 bit.
+    """
+    width, height = 77, 59
+    across, down = max(h for h, _ in factors), max(v for _, v in factors)
+    mcus = -(-width // (8 * across)) * -(-height // (8 * down))
+    bits, last = "", [0] * len(factors)
+    for _ in range(mcus):
+        for component, (h, v) in enumerate(factors):
+            for level in GENERATOR.integers(-60, 61, h * v).tolist():
+                difference, last[component] = level - last[component], level
+                category = abs(difference).bit_length()
+                value = difference if difference > 0 else difference + (1 << category) - 1
+                bits += f"{category:04b}" + (f"{value:0{category}b}" if category else "") + "0"
+    bits += "1" * (-len(bits) % 8)
+    scan = int(bits, 2).to_bytes(len(bits) // 8, "big").replace(b"\xff", b"\xff\x00")
+
+    def segment(marker: int, content: bytes) -> bytes:
+        return struct.pack(">BBH", 0xFF, marker, 2 + len(content)) + content
+
+    ids = range(1, len(factors) + 1)
+    frame = b"".join(bytes([i, h << 4 | v, 0]) for i, (h, v) in zip(ids, factors, strict=True))
+    dc_table = bytes([0, 0, 0, 0, 12, *[0] * 12]) + bytes(range(12))
+    ac_table = bytes([0x10, 1, *[0] * 15]) + b"\0"
+    return b"".join(
+        [
+            b"\xff\xd8",
+            segment(0xDB, b"\0" + bytes([16] * 64)),
+            segment(0xC0, struct.pack(">BHHB", 8, height, width, len(factors)) + frame),
+            segment(0xC4, dc_table),
+            segment(0xC4, ac_table),
+            segment(0xDA, bytes([len(factors)]) + b"".join(bytes([i, 0]) for i in ids) + bytes([0, 63, 0])),
+            scan,
+            b"\xff\xd9",
+        ]
+    )
+
+
+SAMPLINGS = {
+    "4:4:0": [(1, 2), (1, 1), (1, 1)],
+    "4:1:1": [(4, 1), (1, 1), (1, 1)],
+    "4:1:0": [(4, 2), (1, 1), (1, 1)],
+    "4:2:0 by two": [(2, 2), (1, 1), (2, 1)],
+    "4:2:2 in blue only": [(2, 1), (1, 1), (2, 1)],
+    "gray, sampled oddly": [(2, 2)],
+}
 
 
 def exif_of(orientation: int) -> Image.Exif:
