@@ -35,6 +35,13 @@ class Node:
     opset: int = 0
     out_dims: tuple[Dims, ...] | None = None
     """Shapes of the outputs at the probed batch sizes; None while they are still being probed."""
+    branches: dict[str, Graph] = field(default_factory=dict)
+    """then_branch and else_branch of an If."""
+
+    def reads(self) -> set[str]:
+        """Names the node needs: its inputs, and what its branches take from outside."""
+        names = {name for name in self.inputs if name}
+        return names.union(*(branch.free_names() for branch in self.branches.values()))
 
     def unsupported(self, reason: str) -> UnsupportedOperatorError:
         """The error that says what this node is and why it cannot be lowered."""
@@ -72,6 +79,8 @@ class Graph:
     inputs: list[GraphInput]
     outputs: list[str]
     facts: dict[str, Fact] = field(default_factory=dict)
+    decided: list[str] = field(default_factory=list)
+    """Conditions of the Ifs whose branch was taken while probing."""
     _fresh: itertools.count = field(default_factory=itertools.count)
 
     def producers(self) -> dict[str, Node]:
@@ -109,6 +118,12 @@ class Graph:
         """Shape of a value at the probed batch sizes."""
         return self.facts[name].dims
 
+    def free_names(self) -> set[str]:
+        """Names that are read here and defined nowhere here: an enclosing graph's values."""
+        defined = set(self.constants) | {name for node in self.nodes for name in node.outputs}
+        read = set(self.outputs).union(*(node.reads() for node in self.nodes))
+        return read - defined
+
     def prune(self) -> None:
         """Drop nodes whose outputs nobody needs, and constants without a reader."""
         needed = set(self.outputs)
@@ -116,7 +131,7 @@ class Graph:
         for node in reversed(self.nodes):
             if needed.intersection(node.outputs):
                 kept.append(node)
-                needed.update(name for name in node.inputs if name)
+                needed |= node.reads()
         self.nodes = kept[::-1]
         self.constants = {name: array for name, array in self.constants.items() if name in needed}
 
@@ -148,7 +163,6 @@ def read_graph(path: Path) -> Graph:
 def graph_from_model(model: Any) -> Graph:
     """Convert an `onnx.ModelProto` into a Graph (see read_graph)."""
     import onnx
-    from onnx import numpy_helper
 
     if model.functions:
         names = ", ".join(sorted({function.name for function in model.functions}))
@@ -156,9 +170,8 @@ def graph_from_model(model: Any) -> Graph:
             f"the ONNX model defines its own functions ({names}); inline them before lowering"
         )
     opsets = {entry.domain: entry.version for entry in model.opset_import}
-    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    if model.graph.sparse_initializer:
-        raise LoweringError("sparse initializers are not supported; store the weights densely")
+    graph = _read_body(model.graph, opsets)
+    constants = graph.constants
     inputs = []
     for value in model.graph.input:
         if value.name in constants:
@@ -171,14 +184,23 @@ def graph_from_model(model: Any) -> Graph:
         )
         dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor_type.elem_type))
         inputs.append(GraphInput(name=value.name, dtype=dtype, shape=shape))
-    graph = Graph(
-        nodes=[_read_node(node, index, opsets) for index, node in enumerate(model.graph.node)],
-        constants=constants,
-        inputs=inputs,
-        outputs=[value.name for value in model.graph.output],
-    )
+    graph.inputs = inputs
     graph.prune()
     return graph
+
+
+def _read_body(proto: Any, opsets: Mapping[str, int]) -> Graph:
+    """Nodes, constants and outputs of a `onnx.GraphProto`: the model's own or a branch's."""
+    from onnx import numpy_helper
+
+    if proto.sparse_initializer:
+        raise LoweringError("sparse initializers are not supported; store the weights densely")
+    return Graph(
+        nodes=[_read_node(node, index, opsets) for index, node in enumerate(proto.node)],
+        constants={tensor.name: numpy_helper.to_array(tensor) for tensor in proto.initializer},
+        inputs=[],
+        outputs=[value.name for value in proto.output],
+    )
 
 
 def _read_node(proto: Any, index: int, opsets: Mapping[str, int]) -> Node:
@@ -197,7 +219,10 @@ def _read_node(proto: Any, index: int, opsets: Mapping[str, int]) -> Node:
     if node.domain:
         raise node.unsupported("only the standard ONNX domain is lowered")
     for attribute in proto.attribute:
-        node.attrs[attribute.name] = _read_attribute(node, attribute, onnx)
+        if attribute.type == onnx.AttributeProto.GRAPH and node.op_type == "If":
+            node.branches[attribute.name] = _read_body(attribute.g, opsets)
+        else:
+            node.attrs[attribute.name] = _read_attribute(node, attribute, onnx)
     return node
 
 
@@ -206,7 +231,7 @@ def _read_attribute(node: Node, attribute: Any, onnx: Any) -> Any:
     if attribute.type == onnx.AttributeProto.TENSOR:
         return onnx.numpy_helper.to_array(value)
     if attribute.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS):
-        raise node.unsupported("control flow (a graph attribute) is not lowered; simplify the model first")
+        raise node.unsupported("loops are not lowered; simplify the model first")
     if attribute.type == onnx.AttributeProto.STRING:
         return value.decode()
     if attribute.type == onnx.AttributeProto.STRINGS:

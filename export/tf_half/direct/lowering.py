@@ -129,6 +129,9 @@ def probe(graph: Graph, orders: Mapping[str, Order]) -> None:
             feeds = {entry.name: _probe_feed(entry, batch_size, orders[entry.name]) for entry in graph.inputs}
             walks.append(_walk(graph, feeds, invariant))
     graph.facts = {name: _compare(name, [walk[name] for walk in walks]) for name in walks[0]}
+    for name in graph.decided:
+        if graph.facts[name].constant is None:
+            raise LoweringError(f"an If of the ONNX model depends on the batch size, through {name!r}")
     for node in graph.nodes:
         node.out_dims = tuple(graph.facts[name].dims if name else () for name in node.outputs)
     settle_constants(graph)
@@ -180,7 +183,13 @@ def _walk(graph: Graph, feeds: Mapping[str, Value], invariant: dict[str, np.ndar
     """One probe: every value, constants evaluated. `invariant` carries over what needs no batch."""
     env = {name: Value.const(array) for name, array in graph.constants.items()}
     env.update(feeds)
-    for node in graph.nodes:
+    position = 0
+    while position < len(graph.nodes):
+        node = graph.nodes[position]
+        if node.branches:
+            graph.nodes[position : position + 1] = _taken_branch(graph, node, env, invariant)
+            continue
+        position += 1
         if all(name in invariant or not name for name in node.outputs):
             env.update({name: Value.const(invariant[name]) for name in node.outputs if name})
             continue
@@ -200,6 +209,25 @@ def _walk(graph: Graph, feeds: Mapping[str, Value], invariant: dict[str, np.ndar
             results = _call(node, inputs)
         env.update(_named(node, results))
     return env
+
+
+def _taken_branch(
+    graph: Graph, node: Node, env: dict[str, Value], invariant: dict[str, np.ndarray]
+) -> list[Node]:
+    """The nodes that an If stands for: its condition must follow from shapes, whatever the batch."""
+    condition = env[node.inputs[0]].constant
+    if condition is None:
+        raise node.unsupported("its condition depends on the pixels")
+    graph.decided.append(node.inputs[0])
+    branch = node.branches["then_branch" if condition.all() else "else_branch"]
+    graph.constants.update(branch.constants)
+    invariant.update(branch.constants)
+    env.update({name: Value.const(array) for name, array in branch.constants.items()})
+    links = [
+        Node(op_type="Identity", inputs=[inner], outputs=[outer], name=node.name, opset=node.opset)
+        for inner, outer in zip(branch.outputs, node.outputs, strict=True)
+    ]
+    return [*branch.nodes, *links]
 
 
 def _evaluate(value: Value) -> np.ndarray:

@@ -28,9 +28,7 @@ def _multiply_add(x: Value, scale: Value | None, shift: Value | None) -> Value:
 
 
 @op("BatchNormalization", since=7)
-def batch_normalization(
-    node: Node, x: Value, scale: Value, bias: Value, mean: Value, var: Value
-) -> Value:
+def batch_normalization(node: Node, x: Value, scale: Value, bias: Value, mean: Value, var: Value) -> Value:
     """Inference only: one multiply-add with numbers computed here."""
     if node.attrs.get("training_mode", 0):
         raise node.unsupported("training_mode=1; export the model in evaluation mode")

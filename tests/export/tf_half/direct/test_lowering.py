@@ -110,6 +110,32 @@ def test_unsupported_operator_is_named(saved, rng):
     assert str(caught.value).startswith(text)
 
 
+@pytest.mark.parametrize("pick", [0, 1])
+def test_a_branch_is_taken_where_shapes_decide(agree, rng, pick):
+    """What TorchScript writes for squeeze() of an axis of unknown size."""
+    then_graph = helper.make_graph(
+        [helper.make_node("Mul", ["x", "two"], ["doubled"])],
+        "then",
+        [],
+        [helper.make_tensor_value_info("doubled", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(np.float32(2), "two")],
+    )
+    else_graph = helper.make_graph(
+        [helper.make_node("Neg", ["x"], ["negative"])],
+        "else",
+        [],
+        [helper.make_tensor_value_info("negative", TensorProto.FLOAT, None)],
+    )
+    nodes = [
+        helper.make_node("Shape", ["x"], ["s"]),
+        helper.make_node("Gather", ["s", "one"], ["size"]),
+        helper.make_node("Equal", ["size", "wanted"], ["same"]),
+        helper.make_node("If", ["same"], ["y"], then_branch=then_graph, else_branch=else_graph),
+    ]
+    constants = {"one": np.int64(1), "wanted": np.int64(4 + pick)}
+    agree(nodes, {"x": rng.standard_normal((2, 4), np.float32)}, constants)
+
+
 def test_foreign_domain_is_refused(saved, rng):
     with pytest.raises(UnsupportedOperatorError, match=r"domain com\.example.*'foreign'.*only the standard"):
         lower_graph(saved(tiny_network(rng, domain="com.example")))

@@ -82,6 +82,29 @@ def test_mean_variance_normalization(agree, rng):
     agree(helper.make_node("MeanVarianceNormalization", ["x"], ["y"], axes=[2, 3]), {"x": x}, opset=13)
 
 
+# How the normalised, scaled, shifted value comes from x, its mean, what is left without it, and the deviation.
+ENDINGS = {
+    "divided": [
+        ("Div", ["centred", "deviation"], ["normal"]),
+        ("Mul", ["normal", "g"], ["scaled"]),
+        ("Add", ["scaled", "b"], ["y"]),
+    ],
+    "scale first": [
+        ("Div", ["g", "deviation"], ["factor"]),
+        ("Mul", ["centred", "factor"], ["scaled"]),
+        ("Add", ["scaled", "b"], ["y"]),
+    ],
+    "mean last": [
+        ("Reciprocal", ["deviation"], ["inverse"]),
+        ("Mul", ["inverse", "g"], ["factor"]),
+        ("Mul", ["x", "factor"], ["scaled"]),
+        ("Mul", ["mean", "factor"], ["shift"]),
+        ("Sub", ["b", "shift"], ["offset"]),
+        ("Add", ["scaled", "offset"], ["y"]),
+    ],
+}
+
+
 def optimised_operators(function, feed):
     """(operators of the graph as grappler left it, the answer)."""
     context.enable_run_metadata()
@@ -95,7 +118,7 @@ def optimised_operators(function, feed):
 
 
 @pytest.mark.parametrize("shape", [(3, 50, 64), (3, 64), (3, 7, 7, 64)])
-@pytest.mark.parametrize("form", ["LayerNormalization", "decomposed"])
+@pytest.mark.parametrize("form", ["LayerNormalization", "divided", "scale first", "mean last"])
 def test_epsilon_survives_grappler(make_model_for, rng, shape, form):
     """TensorFlow's remapper may write _MklLayerNorm with epsilon 0.001; these inputs would show it."""
     x = (1e-3 * rng.standard_normal(shape) + rng.standard_normal((*shape[:-1], 1))).astype(np.float32)
@@ -129,9 +152,7 @@ def make_model_for():
                 helper.make_node("ReduceMean", ["square"], ["variance"], axes=[-1]),
                 helper.make_node("Add", ["variance", "eps"], ["shifted"]),
                 helper.make_node("Sqrt", ["shifted"], ["deviation"]),
-                helper.make_node("Div", ["centred", "deviation"], ["normal"]),
-                helper.make_node("Mul", ["normal", "g"], ["scaled"]),
-                helper.make_node("Add", ["scaled", "b"], ["y"]),
+                *[helper.make_node(op_type, inputs, outputs) for op_type, inputs, outputs in ENDINGS[form]],
             ]
         graph = helper.make_graph(
             nodes,
