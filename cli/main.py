@@ -26,9 +26,10 @@ INTERRUPTED = 130
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit code: 0 done, 1 refused, 2 wrong usage, 130 interrupted."""
     parser = build_parser()
-    arguments, arguments.flags = parser.parse_known_args(argv)
-    if arguments.flags and not hasattr(arguments, "takes_flags"):
-        parser.error(f"unrecognized arguments: {' '.join(arguments.flags)}")
+    arguments, flags = parser.parse_known_args(argv)
+    if flags and not hasattr(arguments, "takes_flags"):
+        parser.error(f"unrecognized arguments: {' '.join(flags)}")
+    arguments.flags = flags
     try:
         code: int = arguments.run(arguments)
         sys.stdout.flush()
