@@ -144,7 +144,9 @@ def _compile_shim(target: Path) -> None:
                 text=True,
             )
         except FileNotFoundError as error:
-            raise GlibcError(f"no C++ compiler: {compiler!r} was not found; install the package g++") from error
+            raise GlibcError(
+                f"no C++ compiler: {compiler!r} was not found; install the package g++"
+            ) from error
         except subprocess.CalledProcessError as error:
             raise GlibcError(f"{compiler} failed: {error.stderr.strip().splitlines()[-1]}") from error
         _publish(target, built.read_bytes())
@@ -201,7 +203,9 @@ def main() -> int:
     try:
         changed = apply(Path(sysconfig.get_path("platlib")))
     except GlibcError as error:
-        print(f"glibc {glibc} is older than 2.39 and the compatibility module failed: {error}", file=sys.stderr)
+        print(
+            f"glibc {glibc} is older than 2.39 and the compatibility module failed: {error}", file=sys.stderr
+        )
         return 1
     names = ", ".join(path.parts[-3] for path in changed) or "nothing left to change"
     print(f"glibc {glibc} is older than 2.39: compatibility symbols for {names}")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isthmus.serving import json_request
+from isthmus.serving import json_request, json_values
 from isthmus.serving.errors import RequestError
 from isthmus.serving.json_request import PredictBody, parse_predict
 
@@ -76,10 +76,10 @@ def test_narrow_integers_wrap_as_int_val_does() -> None:
     [("YWI=", b"ab"), ("YWI", b"ab"), ("Y W\nI=", b"ab"), ("", b"")],
 )
 def test_base64(text: str, data: bytes) -> None:
-    assert json_request.decode_base64({"b64": text}) == data
+    assert json_values.decode_base64({"b64": text}) == data
 
 
 @pytest.mark.parametrize("text", ["Y", "YWI==", "Y-I=", "ä==="])
 def test_broken_base64(text: str) -> None:
     with pytest.raises(RequestError, match="Unable to base64 decode"):
-        json_request.decode_base64({"b64": text})
+        json_values.decode_base64({"b64": text})

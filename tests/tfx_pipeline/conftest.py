@@ -226,7 +226,11 @@ def _execute(
         Path(artifact.uri).mkdir(parents=True, exist_ok=True)
     if issubclass(executor_class, base_beam_executor.BaseBeamExecutor):
         context = base_beam_executor.BaseBeamExecutor.Context(
-            beam_pipeline_args=["--direct_running_mode=in_memory", "--direct_num_workers=1"]
+            beam_pipeline_args=[
+                "--runner=FnApiRunner",
+                "--direct_running_mode=in_memory",
+                "--direct_num_workers=1",
+            ]
         )
     else:
         context = base_executor.BaseExecutor.Context()

@@ -131,8 +131,13 @@ def test_every_component_of_ours_has_its_code() -> None:
 
 
 def test_beam_runs_in_process_unless_told_otherwise() -> None:
-    assert beam_args(PipelineConfig()) == ["--direct_running_mode=in_memory", "--direct_num_workers=1"]
+    assert beam_args(PipelineConfig()) == [
+        "--runner=FnApiRunner",
+        "--direct_running_mode=in_memory",
+        "--direct_num_workers=1",
+    ]
     assert beam_args(PipelineConfig(beam_workers=2, beam_args=("--x=1",))) == [
+        "--runner=FnApiRunner",
         "--direct_running_mode=multi_processing",
         "--direct_num_workers=2",
         "--x=1",
