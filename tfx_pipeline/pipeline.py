@@ -89,9 +89,13 @@ class CacheKeys:
 
 
 def beam_args(config: PipelineConfig) -> list[str]:
-    """Beam's options. The in-process runner is named: Beam's newer default runner hung TFX's own tests."""
+    """Beam's options.
+
+    The runner is named: DirectRunner would first try to download Prism, a Go binary, and run on that.
+    """
     mode = "in_memory" if config.beam_workers == 1 else "multi_processing"
     return [
+        "--runner=FnApiRunner",
         f"--direct_running_mode={mode}",
         f"--direct_num_workers={config.beam_workers}",
         *config.beam_args,

@@ -23,6 +23,7 @@ from tfx.types import standard_artifacts
 from tfx.types.artifact import Artifact
 
 from isthmus.export import bundle as bundles
+from isthmus.export.config import STAGES
 from isthmus.export.reference import Reference
 from isthmus.export.tf_half import saving
 from isthmus.lineage import tracking
@@ -172,7 +173,14 @@ def _manifest(name: str, images: Path) -> dict[str, Any]:
             "mlflow": {},
         },
         "versions": {},
-        "parity": {"passed": True, "gates": {}, "stages": []},
+        "parity": {
+            "passed": True,
+            "gates": {},
+            "stages": [
+                {"stage": stage, "error": 0.0, "limit": 1e-3, "top1_agreement": 1.0, "passed": True}
+                for stage in STAGES
+            ],
+        },
         "overrides": [],
     }
 

@@ -245,12 +245,12 @@ config = PipelineConfig(evaluation=EvaluationGate(min_accuracy=0.2), server=Serv
 run_local(name="colours", bundle=Path({str(make_bundle())!r}), data_root=Path({str(images)!r}), config=config,
           home=Path({str(home)!r}))
 """
-    with subprocess.Popen(
-        [sys.executable, "-u", "-c", code],
-        stdout=subprocess.PIPE,
-        stderr=(tmp_path / "stderr").open("w"),
-        text=True,
-    ) as killed:
+    with (
+        (tmp_path / "stderr").open("w") as stderr,
+        subprocess.Popen(
+            [sys.executable, "-u", "-c", code], stdout=subprocess.PIPE, stderr=stderr, text=True
+        ) as killed,
+    ):
         assert killed.stdout is not None
         deadline = time.monotonic() + 500
         for line in killed.stdout:
