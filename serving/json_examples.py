@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from tensorflow_serving.apis import input_pb2
 
-from isthmus.serving import json_request, json_text
+from isthmus.serving import json_request, json_text, json_values
 from isthmus.serving.errors import RequestError
 from isthmus.serving.status import Code
 
@@ -71,8 +71,8 @@ def _add(value: Any, name: str, feature: Any) -> None:
         _list_of(feature, "int64_list", name).append(int(value))
     elif isinstance(value, str):
         _list_of(feature, "bytes_list", name).append(value.encode("utf-8", "surrogateescape"))
-    elif json_request.is_base64_object(value):
-        _list_of(feature, "bytes_list", name).append(json_request.decode_base64(value))
+    elif json_values.is_base64_object(value):
+        _list_of(feature, "bytes_list", name).append(json_values.decode_base64(value))
     elif isinstance(value, float):
         values = _list_of(feature, "float_list", name)
         if abs(value) > _FLOAT_MAX and abs(value) != float("inf"):

@@ -14,9 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
+from isthmus.serving.base_paths import BasePaths
 from isthmus.serving.errors import RequestError
 from isthmus.serving.routing import ModelRef
-from isthmus.serving.savedmodel import LoadedModel, is_complete
+from isthmus.serving.savedmodel import LoadedModel
 from isthmus.serving.servable import Servable
 from isthmus.serving.status import Code
 from isthmus.serving.versions import (
@@ -24,10 +25,8 @@ from isthmus.serving.versions import (
     ModelSettings,
     Snapshot,
     State,
-    aspired_versions,
     assigned_labels,
     next_action,
-    parse_version,
 )
 
 __all__ = ["ModelManager"]
@@ -83,7 +82,7 @@ class ModelManager:
         self._changed = threading.Condition()
         self._stopping = False
         self._poll_now = True
-        self._warned: set[tuple[str, str]] = set()
+        self._base_paths = BasePaths()
         self._pool = ThreadPoolExecutor(num_load_threads, thread_name_prefix="model-loader")
         self._driver = threading.Thread(target=self._drive, name="model-manager", daemon=True)
 
@@ -275,39 +274,14 @@ class ModelManager:
 
     def _poll(self) -> None:
         for settings in list(self._settings.values()):
-            try:
-                folders = self._complete_versions(settings)
-            except OSError as error:
-                # A base path that cannot be read says nothing about what to serve: what runs goes on.
-                self._warn_once(
-                    settings.name,
-                    f"Could not find base path {settings.base_path} for servable {settings.name}: {error}",
-                )
+            known = self._servables.get(settings.name, {})
+            running = {version for version, servable in known.items() if servable.state is not State.END}
+            wanted = self._base_paths.wanted_versions(settings, running)
+            if wanted is None:
                 continue
-            wanted = aspired_versions(folders, settings.policy)
-            if not wanted:
-                self._warn_once(
-                    settings.name,
-                    f"No versions of servable {settings.name} found under base path {settings.base_path}. "
-                    "Did you forget to name your leaf directory as a number (eg. '/1/')?",
-                )
-            else:
-                self._warned = {pair for pair in self._warned if pair[0] != settings.name}
             with self._changed:
                 if settings.name in self._settings:
                     self._aspire(settings, wanted)
-
-    def _complete_versions(self, settings: ModelSettings) -> dict[int, str]:
-        known = self._servables.get(settings.name, {})
-        found: dict[int, str] = {}
-        for folder in sorted(settings.base_path.iterdir()):
-            version = parse_version(folder.name)
-            if version is None:
-                continue
-            runs = version in known and known[version].state is not State.END
-            if is_complete(folder) or (runs and folder.is_dir()):
-                found[version] = folder.name
-        return found
 
     def _aspire(self, settings: ModelSettings, wanted: Mapping[int, str]) -> None:
         servables = self._servables.setdefault(settings.name, {})
@@ -404,11 +378,6 @@ class ModelManager:
             if servables and all(s.error is not None for s in servables):
                 return True
         return all_available
-
-    def _warn_once(self, name: str, text: str) -> None:
-        if (name, text) not in self._warned:
-            self._warned.add((name, text))
-            logger.warning("%s", text)
 
 
 def _log_crash(error: BaseException | None) -> None:
