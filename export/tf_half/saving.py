@@ -1,4 +1,6 @@
-"""Write the SavedModel that will serve: five signatures, assets, warm-up requests, and later its manifest.
+"""Write the SavedModel that will serve: five signatures, assets, warm-up requests.
+
+The manifest is a placeholder until the model is verified (`isthmus.export.bundle.write_manifest_copies`).
 
 What is on disk depends on the weights, the preprocessing and the labels only, as long as the process has traced
 nothing else before: TensorFlow numbers functions process-wide. Nothing random or dated is written. (TensorFlow's
@@ -22,7 +24,6 @@ from tensorflow.core.protobuf import saved_model_pb2
 from isthmus.export.errors import ExportError
 from isthmus.export.tf_half import preprocessing as preprocessing_module
 from isthmus.export.tf_half import signatures, warmup
-from isthmus.lineage.files import canonical_json
 
 CLASSIFY_METHOD = "tensorflow/serving/classify"
 LABELS_FILE = "labels.txt"
@@ -115,19 +116,6 @@ def _finish(folder: Path) -> None:
         meta_graph.signature_def["classify"].method_name = CLASSIFY_METHOD
     file.write_bytes(saved.SerializeToString(deterministic=True))
     (folder / "fingerprint.pb").unlink(missing_ok=True)
-
-
-def set_manifest(saved_model: Path, manifest: Mapping[str, Any]) -> None:
-    """Write the manifest where the `manifest` signature reads it at load, and beside it for people.
-
-    The graph does not change. Each of the two files is replaced by a rename.
-    """
-    text = canonical_json(dict(manifest))
-    for folder in (saved_model / "assets", saved_model / EXTRA_ASSETS):
-        folder.mkdir(exist_ok=True)
-        beside = folder / f".{MANIFEST_FILE}.new"
-        beside.write_text(text, encoding="utf-8")
-        os.replace(beside, folder / MANIFEST_FILE)
 
 
 def optimized_ops(

@@ -14,6 +14,7 @@ import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import prediction_log_pb2
 
+from isthmus.export.bundle import write_manifest_copies
 from isthmus.export.errors import ExportError
 from isthmus.export.tf_half import lowering, saving
 from isthmus.lineage.files import file_table
@@ -60,7 +61,7 @@ def save(
 def saved_model(tmp_path_factory, tiny_cnn, preprocessing, labels, sample_images) -> Path:
     target = tmp_path_factory.mktemp("saved") / "saved_model"
     save(target, tiny_cnn, preprocessing, labels, sample_images)
-    saving.set_manifest(target, {"name": "tiny", "label": "größe"})
+    write_manifest_copies(target, {"name": "tiny", "label": "größe"})
     return target
 
 
@@ -204,17 +205,17 @@ def test_warm_up_requests_are_there_and_run(saved_model, loaded):
 def test_setting_the_manifest_changes_its_two_copies_only(saved_model):
     copies = {"assets/manifest.json", "assets.extra/manifest.json"}
     before = file_table(saved_model, exclude=copies)
-    saving.set_manifest(saved_model, {"name": "tiny", "label": "größe"})
+    write_manifest_copies(saved_model, {"name": "tiny", "label": "größe"})
     assert file_table(saved_model, exclude=copies) == before
     for copy in copies:
-        assert (saved_model / copy).read_text() == '{"label":"größe","name":"tiny"}\n'
+        assert (saved_model / copy).read_text() == '{"label":"größe","name":"tiny"}'
 
 
 def test_two_models_in_one_process_keep_their_own_assets(saved_model, tmp_path):
     import shutil
 
     other = shutil.copytree(saved_model, tmp_path / "other")
-    saving.set_manifest(other, {"name": "other"})
+    write_manifest_copies(other, {"name": "other"})
     both = [tf.saved_model.load(str(path)) for path in (saved_model, other)]
     answers = [
         model.signatures["manifest"](inputs=tf.constant([""]))["manifest"].numpy()[0] for model in both
