@@ -231,20 +231,12 @@ def judge_logits(
             }
         )
     per_image = errors.max(axis=0)
-    worst = []
-    for i in np.argsort(-per_image, kind="stable")[:_NUM_WORST]:
-        measured = measurements[int(errors[:, i].argmax())]
-        place = _images_of(measured, len(reference)).index(i)
-        worst.append(
-            {
-                "index": int(i),
-                "path": paths[i],
-                "error": _finite(per_image[i]),
-                "measurement": measured.what,
-                "reference_top1": int(reference[i].argmax()),
-                "candidate_top1": int(measured.candidate[place].argmax()),
-            }
+    worst = [
+        _worst_image(
+            i, measurements[int(errors[:, i].argmax())], reference, error=per_image[i], path=paths[i]
         )
+        for i in np.argsort(-per_image, kind="stable")[:_NUM_WORST].tolist()
+    ]
     error, agreement = float(per_image.max()), float(np.min(agreements))
     problem = next((m.inconsistent for m in measurements if m.inconsistent), None)
     if problem is None and not error <= gates.logit_error:
@@ -266,6 +258,20 @@ def judge_logits(
         worst=worst,
         measurements=rows,
     )
+
+
+def _worst_image(
+    index: int, measured: Measurement, reference: np.ndarray, *, error: float, path: str
+) -> dict[str, Any]:
+    place = _images_of(measured, len(reference)).index(index)
+    return {
+        "index": index,
+        "path": path,
+        "error": _finite(error),
+        "measurement": measured.what,
+        "reference_top1": int(reference[index].argmax()),
+        "candidate_top1": int(measured.candidate[place].argmax()),
+    }
 
 
 def _images_of(measured: Measurement, num_images: int) -> list[int]:
