@@ -7,7 +7,7 @@ from typing import Any
 
 from isthmus.serving import json_text
 from isthmus.serving.errors import RequestError
-from isthmus.serving.json_values import Array, Filler, dense, format_error, invalid, is_base64_object
+from isthmus.serving.json_values import Array, Filler, dense_array, format_error, invalid, is_base64_object
 
 __all__ = ["PredictBody", "json_object", "parse_predict", "signature_name"]
 
@@ -87,7 +87,7 @@ def _from_instances(instances: list[Any], dtypes: Mapping[str, int]) -> dict[str
     if _is_named(first):
         return _from_named_instances(instances, dtypes)
     name, dtype = next(iter(dtypes.items()))
-    values = dense(instances, dtype)
+    values = dense_array(instances, dtype)
     return {name: values if values is not None else _from_plain_instances(instances, dtype)}
 
 
@@ -109,7 +109,8 @@ def _from_named_instances(instances: list[Any], dtypes: Mapping[str, int]) -> di
     names = dtypes.keys()
     if all(_is_named(element) and element.keys() == names for element in instances):
         columns = {
-            name: dense([element[name] for element in instances], dtypes[name]) for name in sorted(names)
+            name: dense_array([element[name] for element in instances], dtypes[name])
+            for name in sorted(names)
         }
         dense = {name: column for name, column in columns.items() if column is not None}
         if len(dense) == len(columns):
@@ -154,7 +155,7 @@ def _from_inputs(value: Any, dtypes: Mapping[str, int]) -> dict[str, Array]:
 
 
 def _column(value: Any, dtype: int) -> Array:
-    values = dense(value, dtype) if isinstance(value, list) and value else None
+    values = dense_array(value, dtype) if isinstance(value, list) and value else None
     if values is not None:
         return values
     filler = Filler(dtype)

@@ -1,7 +1,7 @@
 """JSON values to arrays of one dtype, with TensorFlow Serving's rules and texts
 (tensorflow_serving/util/json_tensor.cc).
 
-Regular lists of numbers take a fast path made of C-speed passes over whole levels (`dense`); whatever it does
+Regular lists of numbers take a fast path made of C-speed passes over whole levels (`dense_array`); whatever it does
 not recognise goes the original's element-by-element way (`Filler`), which also words every error. The fast
 path therefore never decides about an error.
 """
@@ -20,7 +20,7 @@ from isthmus.serving.errors import RequestError
 from isthmus.serving.status import Code
 from isthmus.serving.tensors import DT_STRING, DTYPE_NAMES, MAX_NUM_DIMENSIONS, NUMPY_OF_DTYPE
 
-__all__ = ["Array", "Filler", "decode_base64", "dense", "format_error", "invalid", "is_base64_object"]
+__all__ = ["Array", "Filler", "decode_base64", "dense_array", "format_error", "invalid", "is_base64_object"]
 
 Array = np.ndarray[Any, Any]
 
@@ -167,7 +167,7 @@ def _float(value: Any, dtype: int) -> float | int:
     return value
 
 
-def dense(value: list[Any], dtype: int) -> Array | None:
+def dense_array(value: list[Any], dtype: int) -> Array | None:
     """The array of a regular nested list whose every leaf is plainly of the dtype; None when in any doubt."""
     shape: list[int] = []
     leaves = value

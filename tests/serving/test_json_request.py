@@ -48,7 +48,7 @@ def test_fast_and_careful_paths_agree(instances: list[Any], dtype: str) -> None:
     def answer(careful: bool) -> tuple[Any, ...]:
         with pytest.MonkeyPatch.context() as patch:
             if careful:
-                patch.setattr(json_request, "dense", lambda _value, _dtype: None)
+                patch.setattr(json_request, "dense_array", lambda _value, _dtype: None)
             try:
                 array = parse({"instances": instances}, x=dtype).inputs["x"]
             except RequestError as error:
