@@ -17,6 +17,7 @@ _MODULES = (
     "resizing",
     "shaping",
     "slicing",
+    "unfolding",
 )
 
 
