@@ -6,7 +6,7 @@ import tensorflow as tf
 
 
 class Bytes:
-    """The bytes of one encoded image; reading past the end gives zeros."""
+    """The bytes of one encoded image. Reading past the end gives zeros, before the start fails."""
 
     def __init__(self, encoded: tf.Tensor) -> None:
         """`encoded`: string scalar."""
@@ -16,8 +16,7 @@ class Bytes:
 
     def at(self, positions: tf.Tensor) -> tf.Tensor:
         """int32 of any shape -> int32 of that shape."""
-        inside = (positions >= 0) & (positions < self.length)
-        return tf.cast(tf.gather(self._padded, tf.where(inside, positions, self.length)), tf.int32)
+        return tf.cast(tf.gather(self._padded, tf.minimum(positions, self.length)), tf.int32)
 
     def byte(self, position: tf.Tensor | int) -> tf.Tensor:
         """int32 scalar."""

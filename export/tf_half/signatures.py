@@ -99,15 +99,17 @@ class ServedModel(tf.Module):
         # Traced once: the signatures share it, and it is saved once. It is reachable on a loaded model too,
         # so that the pixels of the very artifact can be compared: tf.saved_model.load(...).pixels(encoded).
         spec = tf.TensorSpec([None], tf.string, name="image_bytes")
-        self.pixels = tf.function(preprocessing.pixels, input_signature=[spec], autograph=False)
-        self._pixels = self.pixels.get_concrete_function()
+        # A concrete function: of the other kind, TensorFlow would trace and save a second one.
+        self.pixels = tf.function(
+            preprocessing.pixels, input_signature=[spec], autograph=False
+        ).get_concrete_function()
         self._normalize = preprocessing.normalize
 
     def _logits_of(self, images: tf.Tensor) -> tf.Tensor:
         return tf.ensure_shape(self._logits(images)[0], [None, self._num_classes])
 
     def _logits_of_bytes(self, encoded: tf.Tensor) -> tf.Tensor:
-        return self._logits_of(self._normalize(self._pixels(encoded)))
+        return self._logits_of(self._normalize(self.pixels(encoded)))
 
     def _scores(self, logits: tf.Tensor) -> tf.Tensor:
         return tf.sigmoid(logits) if self._head == "multi_label" else tf.nn.softmax(logits)
