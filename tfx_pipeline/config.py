@@ -108,7 +108,7 @@ class PipelineConfig:
     thousand images."""
 
     beam_args: tuple[str, ...] = ()
-    """Further Beam options, for instance `--runner=FlinkRunner`; they come last and so win."""
+    """Further Beam options. With a `--runner` among them, they are all that Beam is told."""
 
     def __post_init__(self) -> None:
         """Refuse what could only fail much later."""

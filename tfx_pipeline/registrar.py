@@ -108,10 +108,25 @@ class Executor(base_executor.BaseExecutor):
             context="evaluation",
             profile=dataset["splits"],
         )
-        model_id = (manifest["export"].get("mlflow") or {}).get("saved_model_id")
+        model_id = _known_model((manifest["export"].get("mlflow") or {}).get("saved_model_id"))
         if model_id:
             tracking.link_models(run_id, inputs=[model_id])
         tracking.log_metrics(run_id, metrics, model_id=model_id, dataset=evaluated_on)
+
+
+def _known_model(model_id: str | None) -> str | None:
+    """The LoggedModel's id, if it is in this store: a bundle may have been exported with another one."""
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    if model_id is None:
+        return None
+    try:
+        return str(mlflow.MlflowClient().get_logged_model(model_id).model_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
 
 
 class RegistrarSpec(ComponentSpec):

@@ -238,6 +238,7 @@ def _execute(
                 "--runner=FnApiRunner",
                 "--direct_running_mode=in_memory",
                 "--direct_num_workers=1",
+                "--sdk_container_image=unused",
             ]
         )
     else:

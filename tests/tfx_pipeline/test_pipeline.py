@@ -135,13 +135,17 @@ def test_beam_runs_in_process_unless_told_otherwise() -> None:
         "--runner=FnApiRunner",
         "--direct_running_mode=in_memory",
         "--direct_num_workers=1",
+        "--sdk_container_image=unused",
     ]
     assert beam_args(PipelineConfig(beam_workers=2, beam_args=("--x=1",))) == [
         "--runner=FnApiRunner",
         "--direct_running_mode=multi_processing",
         "--direct_num_workers=2",
+        "--sdk_container_image=unused",
         "--x=1",
     ]
+    elsewhere = ("--runner=FlinkRunner", "--flink_master=host:8081")
+    assert beam_args(PipelineConfig(beam_workers=2, beam_args=elsewhere)) == list(elsewhere)
 
 
 def test_it_compiles_for_kubeflow(tmp_path: Path) -> None:
