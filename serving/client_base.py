@@ -1,7 +1,10 @@
 """What the gRPC and the REST client share: their answers' types, and waiting for a model."""
 
 import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -63,6 +66,67 @@ class Client:
     def status(self, model: str, *, version: int | None = None) -> list[VersionStatus]:
         """State of the model's versions, newest first."""
         raise NotImplementedError
+
+    def metadata(self, model: str, *, version: int | None = None) -> dict[str, Signature]:
+        """The model's signatures by name."""
+        raise NotImplementedError
+
+    def predict(
+        self,
+        model: str,
+        inputs: Mapping[str, Any],
+        *,
+        signature: str = "",
+        version: int | None = None,
+        label: str | None = None,
+        timeout_s: float | None = None,
+    ) -> dict[str, Array]:
+        """Outputs by alias of one predict call."""
+        raise NotImplementedError
+
+    def predict_images(
+        self,
+        model: str,
+        images: Sequence[Path | str | bytes],
+        *,
+        batch_size: int = 32,
+        num_parallel: int = 4,
+        input_alias: str | None = None,
+        signature: str = "",
+        version: int | None = None,
+        label: str | None = None,
+        timeout_s: float | None = None,
+    ) -> dict[str, Array]:
+        """Outputs by alias for image files, in their order, each with one row per image.
+
+        Args:
+            model: the model's name.
+            images: files, or encoded bytes.
+            batch_size: images of one request.
+            num_parallel: requests at the same time; files are read as their turn comes.
+            input_alias: the input that takes encoded images; by default the signature's only string input,
+                asked of the server.
+            signature: which one; "" is serving_default.
+            version: which one; by default the newest available.
+            label: a version label instead of a version.
+            timeout_s: time limit of each request, its retries included.
+
+        Raises:
+            RequestError: what the server answered to the first request that failed.
+            ServingError: a file cannot be read, or no input takes images.
+        """
+        from isthmus.serving import image_batches
+
+        alias = input_alias or image_batches.image_input(self.metadata(model, version=version), signature)
+
+        def ask(part: Sequence[Path | str | bytes]) -> dict[str, Array]:
+            encoded = image_batches.encoded(part)
+            spec: dict[str, Any] = {"signature": signature, "version": version, "label": label}
+            return self.predict(model, {alias: encoded}, timeout_s=timeout_s, **spec)
+
+        parts = image_batches.parts(images, batch_size)
+        with ThreadPoolExecutor(num_parallel, thread_name_prefix="predict-images") as pool:
+            return image_batches.joined(list(pool.map(ask, parts)))
 
     def wait_until_available(self, model: str, *, timeout_s: float = 60.0) -> int:
         """The newest available version of a model, waiting for it if need be.

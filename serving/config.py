@@ -123,6 +123,35 @@ class ServingConfig:
     ssl_config_file: Path | None = None
     """SSLConfig in text format: TLS on the gRPC port, mutual with client_verify."""
 
+    rest_ssl_config_file: Path | None = None
+    """SSLConfig in text format: TLS on the REST port, mutual with client_verify; may be ssl_config_file's own
+    (not in tensorflow_model_server)."""
+
+    api_token_file: Path | None = None
+    """Tokens, one a line: every call, health checks apart, must carry one of them as `Authorization: Bearer
+    <token>`. Read again when it changes (not in tensorflow_model_server)."""
+
+    reload_config_from: str = "loopback"
+    """Who may send ReloadConfig requests: loopback (this machine), anywhere or nowhere (not in
+    tensorflow_model_server, which obeys everybody)."""
+
+    max_request_bytes: int = 2**31 - 1
+    """Largest gRPC message or REST body, and what a gzip REST body may unpack to (never more than 100 MiB).
+    Beyond: RESOURCE_EXHAUSTED or 413 (not in tensorflow_model_server)."""
+
+    max_image_pixels: int = 100_000_000
+    """Most pixels that an encoded image in a request may announce (all frames together). 0: no limit (not in
+    tensorflow_model_server)."""
+
+    http_max_head_bytes: int = 65536
+    """Largest HTTP request line and headers together; beyond: 431 (not in tensorflow_model_server)."""
+
+    http_head_timeout_seconds: float = 10.0
+    """How long a client may take to send them; beyond: 408 (not in tensorflow_model_server)."""
+
+    http_body_timeout_seconds: float = 300.0
+    """How long a client may take to send a body; beyond: 408 (not in tensorflow_model_server)."""
+
     admin_port: int | None = None
     """TCP port of /healthz, /readyz and /metrics, on the same host. 0: any free port. None: no admin port
     (not in tensorflow_model_server)."""

@@ -5,7 +5,6 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -15,8 +14,7 @@ from isthmus.serving import grpc_extras
 from isthmus.serving.config import ServingConfig
 from isthmus.serving.errors import RequestError, ServingError
 from isthmus.serving.metrics import Metrics
-from isthmus.serving.model_config import read_text_proto
-from isthmus.serving.private_messages import message_class
+from isthmus.serving.security import ApiTokens, TokenInterceptor, check_reload_peer, read_tls
 from isthmus.serving.status import Code
 from isthmus.serving.wire_messages import serialized_file
 
@@ -37,18 +35,20 @@ class GrpcEdge:
         ServingError: the port is taken or the address unusable.
     """
 
-    def __init__(self, config: ServingConfig, metrics: Metrics) -> None:
+    def __init__(self, config: ServingConfig, metrics: Metrics, tokens: ApiTokens | None = None) -> None:
         self._config = config
         self._metrics = metrics
-        self._credentials = None if config.ssl_config_file is None else _credentials(config.ssl_config_file)
+        tls_file = config.ssl_config_file
+        self._credentials = None if tls_file is None else read_tls(tls_file).grpc_credentials()
         threads = config.grpc_max_threads or max(4 * (os.cpu_count() or 1), 32)
         self._server = grpc.server(
             ThreadPoolExecutor(threads, thread_name_prefix="grpc"),
+            interceptors=[] if tokens is None else [TokenInterceptor(tokens)],
             options=[
                 # Without this a second server would silently share the port.
                 ("grpc.so_reuseport", 0),
                 ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
-                ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
+                ("grpc.max_receive_message_length", config.max_request_bytes),
                 *_channel_arguments(config.grpc_channel_arguments),
             ],
         )
@@ -91,7 +91,7 @@ class GrpcEdge:
             _servicer(
                 model_service_pb2_grpc.ModelServiceServicer,
                 GetModelStatus=_wire(service.status),
-                HandleReloadConfigRequest=_wire_with_deadline(service.reload_config),
+                HandleReloadConfigRequest=self._reload(service.reload_config),
             ),
             self._server,
         )
@@ -123,6 +123,16 @@ class GrpcEdge:
 
         return _wire(counted)
 
+    def _reload(self, call: Callable[..., Any]) -> Callable[[Any, grpc.ServicerContext], Any]:
+        def handle(request: Any, context: grpc.ServicerContext) -> Any:
+            def reload(asked: Any) -> Any:
+                check_reload_peer(self._config.reload_config_from, context.peer())
+                return call(asked, timeout_s=context.time_remaining())
+
+            return _wire(reload)(request, context)
+
+        return handle
+
     def stop(self, drain_seconds: float) -> None:
         """Refuse new calls, wait for those in flight at most that long, then cancel them."""
         self._server.stop(drain_seconds).wait()
@@ -133,22 +143,6 @@ def _model_name(request: Any) -> str:
         return request.tasks[0].model_spec.name if request.tasks else ""
     name: str = request.model_spec.name
     return name
-
-
-def _credentials(path: Path) -> grpc.ServerCredentials:
-    """TLS as an SSLConfig file (text format, PEM contents inline) describes it; mutual with client_verify."""
-    config = read_text_proto(path, message_class("tensorflow.serving.SSLConfig")())
-    if not config.server_key or not config.server_cert:
-        raise ServingError(f"{path}: server_key and server_cert must both hold PEM text")
-    if config.client_verify and not config.custom_ca:
-        raise ServingError(
-            f"{path}: client_verify needs custom_ca, the certificates that clients are checked against"
-        )
-    return grpc.ssl_server_credentials(
-        [(config.server_key.encode(), config.server_cert.encode())],
-        root_certificates=config.custom_ca.encode() or None,
-        require_client_auth=config.client_verify,
-    )
 
 
 def _described_services() -> list[str]:
@@ -191,13 +185,6 @@ def _wire(call: Callable[[Any], Any]) -> Callable[[Any, grpc.ServicerContext], A
         except Exception:
             logger.exception("a request failed in a way that no request should")
             abort(context, RequestError(Code.INTERNAL, "internal error; the server's log has the details"))
-
-    return handle
-
-
-def _wire_with_deadline(call: Callable[..., Any]) -> Callable[[Any, grpc.ServicerContext], Any]:
-    def handle(request: Any, context: grpc.ServicerContext) -> Any:
-        return _wire(lambda asked: call(asked, timeout_s=context.time_remaining()))(request, context)
 
     return handle
 

@@ -2,6 +2,7 @@
 happens."""
 
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -10,6 +11,7 @@ from typing import Any
 import uvicorn
 
 from isthmus.serving.errors import ServingError
+from isthmus.serving.http_limits import HttpLimits, limited_protocol
 
 __all__ = ["Application", "Headers", "HttpServer", "Message", "Receive", "Send", "respond"]
 
@@ -18,6 +20,12 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
+
+_DEFAULT_LIMITS = HttpLimits()
+# Clients keep connections in pools; one that is closed under them costs them a failed request.
+_KEEP_ALIVE_SECONDS = 75
+# A client that takes no byte of its answer for this long is gone.
+_UNACKNOWLEDGED_MS = 60_000
 
 
 class HttpServer:
@@ -28,23 +36,40 @@ class HttpServer:
         port: TCP port; 0 for any free one.
         what: what the port is for, and flags: which flags choose it (for the error text).
         drain_seconds: how long requests in flight may take after `stop`.
+        limits: what a client may cost.
+        tls: speak HTTPS.
 
     Raises:
         ServingError: the port is taken or the address unusable.
     """
 
-    def __init__(self, *, host: str, port: int, what: str, flags: str, drain_seconds: float) -> None:
+    def __init__(
+        self,
+        *,
+        host: str,
+        port: int,
+        what: str,
+        flags: str,
+        drain_seconds: float,
+        limits: HttpLimits = _DEFAULT_LIMITS,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self._socket = _bound_socket(host, port, what, flags)
         self.port: int = self._socket.getsockname()[1]
         self._drain_seconds = drain_seconds
+        self._limits = limits
+        self._tls = tls
         self._server: uvicorn.Server | None = None
         self._thread: threading.Thread | None = None
 
     def start(self, application: Application) -> None:
         """Serve; returns when the socket accepts."""
+        tls = self._tls
         config = uvicorn.Config(
             application,
-            http="auto",
+            http=limited_protocol(self._limits),
+            ssl_context_factory=None if tls is None else lambda _config, _default: tls,
+            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             ws="none",
             lifespan="off",
             interface="asgi3",
@@ -82,6 +107,7 @@ def _bound_socket(host: str, port: int, what: str, flags: str) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNACKNOWLEDGED_MS)
     try:
         listener.bind((host, port))
     except OSError as error:

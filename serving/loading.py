@@ -9,6 +9,7 @@ from isthmus.serving import batching, warmup
 from isthmus.serving.batching import BatchedModel, BatchingParameters
 from isthmus.serving.config import ServingConfig
 from isthmus.serving.errors import RequestError, ServingError
+from isthmus.serving.image_limits import PixelGuard
 from isthmus.serving.metrics import Metrics
 from isthmus.serving.savedmodel import LoadedModel, SavedModel, SessionOptions
 from isthmus.serving.status import Code
@@ -59,7 +60,11 @@ class Loader:
             self._metrics.load_attempt(
                 model_path=str(path), succeeded=succeeded, duration_us=(time.perf_counter() - started) * 1e6
             )
-        return model if parameters is None else BatchedModel(model, parameters)
+        if parameters is not None:
+            model = BatchedModel(model, parameters)
+        max_pixels = self._config.max_image_pixels
+        # Before the queue: the images that share a batch with a bomb are answered.
+        return PixelGuard(model, max_pixels) if max_pixels > 0 else model
 
     def _warm_up(self, model: LoadedModel, name: str, version: int) -> None:
         started, code = time.perf_counter(), Code.INTERNAL

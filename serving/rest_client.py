@@ -3,7 +3,7 @@
 import base64
 import http.client
 import json
-import threading
+import ssl
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
@@ -13,32 +13,47 @@ import numpy as np
 from isthmus.serving import tensors
 from isthmus.serving.client_base import Array, Client, Signature, TensorSpec, VersionStatus, as_array
 from isthmus.serving.errors import RequestError, ServingError
+from isthmus.serving.retries import RetryPolicy, call_with_retries
 from isthmus.serving.status import Code, code_of_http_status
 
 __all__ = ["RestClient"]
 
+_RETRY = RetryPolicy()
+
 
 class RestClient(Client):
-    """A client of the REST API; safe to share between threads (each has a connection of its own).
+    """A client of the REST API; safe to share between threads (calls at the same time have a connection each).
 
     Args:
         host: name or address of the server.
         port: its REST port.
-        timeout_s: time limit of one call.
+        timeout_s: time limit of one call, its retries included.
+        tls: an ssl.SSLContext that trusts the server, for one with TLS.
+        token: for a server that wants an API token.
+        retry: when a predict is tried again.
     """
 
-    def __init__(self, *, host: str = "127.0.0.1", port: int = 8501, timeout_s: float = 30.0) -> None:
+    def __init__(
+        self,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 8501,
+        timeout_s: float = 30.0,
+        tls: ssl.SSLContext | None = None,
+        token: str | None = None,
+        retry: RetryPolicy = _RETRY,
+    ) -> None:
         self._address = (host, port)
-        self._timeout_s = timeout_s
-        self._local = threading.local()
+        self._timeout_s, self._retry = timeout_s, retry
+        self._tls = tls
+        self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        self._idle: list[http.client.HTTPConnection] = []
         self._signatures: dict[tuple[str, int | None, str | None], dict[str, Signature]] = {}
 
     def close(self) -> None:
-        """Close this thread's connection."""
-        connection = getattr(self._local, "connection", None)
-        if connection is not None:
-            connection.close()
-            del self._local.connection
+        """Close the connections that no call is using."""
+        while self._idle:
+            self._idle.pop().close()
 
     def predict(
         self,
@@ -63,7 +78,12 @@ class RestClient(Client):
         name = signature or "serving_default"
         body = json.dumps({"signature_name": name, "inputs": {a: _jsonable(v) for a, v in inputs.items()}})
         path = _path(model, version, label) + ":predict"
-        answer = json.loads(self.request("POST", path, body.encode(), timeout_s=timeout_s))["outputs"]
+        content = call_with_retries(
+            lambda left_s: self.request("POST", path, body.encode(), timeout_s=left_s),
+            self._retry,
+            timeout_s=self._timeout_s if timeout_s is None else timeout_s,
+        )
+        answer = json.loads(content)["outputs"]
         specs = self._signatures[key][name].outputs
         if len(specs) == 1:
             answer = {next(iter(specs)): answer}
@@ -104,26 +124,30 @@ class RestClient(Client):
         """
         connection = self._connection(self._timeout_s if timeout_s is None else timeout_s)
         try:
-            connection.request(method, path, body, {"Content-Type": "application/json"} if body else {})
+            kind = {"Content-Type": "application/json"} if body else {}
+            connection.request(method, path, body, self._headers | kind)
             response = connection.getresponse()
             content = response.read()
         except TimeoutError as error:
-            self.close()
+            connection.close()
             raise RequestError(Code.DEADLINE_EXCEEDED, f"no answer to {method} {path} in time") from error
         except (OSError, http.client.HTTPException) as error:
-            self.close()
+            connection.close()
             host, port = self._address
             raise RequestError(Code.UNAVAILABLE, f"no server answers on {host}:{port}: {error}") from error
+        self._idle.append(connection)
         if response.status != 200:
             raise RequestError(code_of_http_status(response.status), _error_text(content, response.status))
         return content
 
     def _connection(self, timeout_s: float) -> http.client.HTTPConnection:
-        connection: http.client.HTTPConnection | None = getattr(self._local, "connection", None)
-        if connection is None:
-            connection = http.client.HTTPConnection(*self._address, timeout=timeout_s)
-            self._local.connection = connection
-        elif connection.sock is not None:
+        try:
+            connection = self._idle.pop()
+        except IndexError:
+            if self._tls is None:
+                return http.client.HTTPConnection(*self._address, timeout=timeout_s)
+            return http.client.HTTPSConnection(*self._address, timeout=timeout_s, context=self._tls)
+        if connection.sock is not None:
             connection.sock.settimeout(timeout_s)
         return connection
 

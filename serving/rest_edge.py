@@ -13,22 +13,25 @@ from typing import Any
 from isthmus.serving import json_response, routing
 from isthmus.serving.config import ServingConfig
 from isthmus.serving.errors import RequestError
+from isthmus.serving.http_limits import HttpLimits
 from isthmus.serving.http_server import Headers, HttpServer, Receive, Send, respond
 from isthmus.serving.metrics import CONTENT_TYPE, Metrics
+from isthmus.serving.security import ApiTokens, read_tls
 from isthmus.serving.status import Code, http_status
 
 __all__ = ["RestEdge"]
 
 logger = logging.getLogger(__name__)
 
-_MAX_BODY_BYTES = 2**31 - 1
 # net_http/compression/gzip_zlib.h, kMaxUncompressedBytes.
 _MAX_UNZIPPED_BYTES = 100 * 2**20
+_MAX_DISCARDED_BYTES = 2**20
 
 Answer = Callable[[routing.Route, bytes], bytes]
 
 _JSON: Headers = [(b"content-type", b"application/json")]
 _METRICS: Headers = [(b"content-type", CONTENT_TYPE)]
+_CLOSE: Headers = [(b"connection", b"close")]
 _HTML: Headers = [(b"content-type", b"text/html")]
 _CORS: Headers = [
     (b"access-control-allow-origin", b"*"),
@@ -48,16 +51,31 @@ class RestEdge:
         ServingError: the port is taken or the address unusable.
     """
 
-    def __init__(self, config: ServingConfig, *, metrics_path: str | None, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        config: ServingConfig,
+        *,
+        metrics_path: str | None,
+        metrics: Metrics,
+        tokens: ApiTokens | None = None,
+    ) -> None:
         self._config = config
         self._metrics = metrics
         self._metrics_path = metrics_path
+        self._tokens = tokens
+        tls_file = config.rest_ssl_config_file
         self._server = HttpServer(
             host=config.host,
             port=config.rest_api_port,
             what="REST",
             flags="--rest_api_port and --host",
             drain_seconds=config.drain_seconds,
+            limits=HttpLimits(
+                max_head_bytes=config.http_max_head_bytes,
+                head_timeout_s=config.http_head_timeout_seconds,
+                body_timeout_s=config.http_body_timeout_seconds,
+            ),
+            tls=None if tls_file is None else read_tls(tls_file).ssl_context(),
         )
 
     @property
@@ -75,6 +93,8 @@ class RestEdge:
             self._metrics,
             metrics_path=self._metrics_path,
             cors=self._config.rest_api_enable_cors_support,
+            tokens=self._tokens,
+            max_body_bytes=self._config.max_request_bytes,
         )
         self._server.start(application)
 
@@ -92,6 +112,8 @@ class _Application:
         *,
         metrics_path: str | None,
         cors: bool,
+        tokens: ApiTokens | None,
+        max_body_bytes: int,
     ) -> None:
         self._answer = answer
         self._pool = pool
@@ -99,21 +121,36 @@ class _Application:
         self._metrics_path = metrics_path
         self._headers = _JSON + _CORS if cors else _JSON
         self._cors = cors
+        self._tokens = tokens
+        self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         assert scope["type"] == "http"
         path = _path_and_query(scope)
-        if path == self._metrics_path:
+        refusal = self._refusal(scope)
+        if refusal is not None:
+            await respond(send, *refusal, self._headers + _CLOSE)
+        elif path == self._metrics_path:
             await respond(send, 200, self._metrics.page().encode(), _METRICS)
         elif not routing.is_api_path(path):
             await respond(send, 404, _NOT_FOUND_PAGE, _HTML)
         else:
             await self._api(scope, path, receive, send)
 
+    def _refusal(self, scope: MutableMapping[str, Any]) -> tuple[int, bytes] | None:
+        """Status and content for a client that may not come in; no byte of its body is read."""
+        if self._tokens is None or (self._cors and scope["method"] == "OPTIONS"):
+            return None
+        try:
+            self._tokens.check(dict(scope["headers"]).get(b"authorization"))
+        except RequestError as error:
+            return http_status(error.code), json_response.error_body(error.message)
+        return None
+
     async def _api(self, scope: MutableMapping[str, Any], path: str, receive: Receive, send: Send) -> None:
         started, method, route = time.perf_counter(), scope["method"], None
         try:
-            body = await _read_body(scope, receive)
+            body = await _read_body(scope, receive, self._max_body_bytes)
             if self._cors and method == "OPTIONS":
                 await respond(send, 200, b"", self._headers)
                 return
@@ -127,6 +164,11 @@ class _Application:
                 json_response.error_body(error.message),
             )
         except _ClientGoneError:
+            return
+        except _TooLargeError:
+            await _discard_body(receive, self._max_body_bytes + _MAX_DISCARDED_BYTES)
+            text = f"the body exceeds {self._max_body_bytes} bytes"
+            await respond(send, 413, json_response.error_body(text), self._headers + _CLOSE)
             return
         except Exception:
             logger.exception("%s %s failed in a way that no request should", method, path)
@@ -155,7 +197,25 @@ class _ClientGoneError(Exception):
     """The connection was closed before the body was complete."""
 
 
-async def _read_body(scope: MutableMapping[str, Any], receive: Receive) -> bytes:
+class _TooLargeError(Exception):
+    """The body is longer than allowed."""
+
+
+async def _discard_body(receive: Receive, max_bytes: int) -> None:
+    """Most clients read no answer before they have sent everything."""
+    size = 0
+    while size <= max_bytes:
+        message = await receive()
+        size += len(message.get("body", b""))
+        if message["type"] == "http.disconnect" or not message.get("more_body"):
+            return
+
+
+async def _read_body(scope: MutableMapping[str, Any], receive: Receive, max_bytes: int) -> bytes:
+    headers = dict(scope["headers"])
+    announced = headers.get(b"content-length", b"0")
+    if announced.isdigit() and int(announced) > max_bytes:
+        raise _TooLargeError
     chunks: list[bytes] = []
     size = 0
     while True:
@@ -164,21 +224,22 @@ async def _read_body(scope: MutableMapping[str, Any], receive: Receive) -> bytes
             raise _ClientGoneError
         chunk = message.get("body", b"")
         size += len(chunk)
-        if size > _MAX_BODY_BYTES:
-            raise RequestError(Code.RESOURCE_EXHAUSTED, f"the body exceeds {_MAX_BODY_BYTES} bytes")
+        if size > max_bytes:
+            raise _TooLargeError
         chunks.append(chunk)
         if not message.get("more_body"):
             break
     body = b"".join(chunks)
-    headers = dict(scope["headers"])
-    return _unzipped(body) if b"gzip" in headers.get(b"content-encoding", b"") else body
+    if b"gzip" not in headers.get(b"content-encoding", b""):
+        return body
+    return _unzipped(body, min(max_bytes, _MAX_UNZIPPED_BYTES))
 
 
-def _unzipped(body: bytes) -> bytes:
+def _unzipped(body: bytes, max_bytes: int) -> bytes:
     """The content of a gzip body; nothing for one that is broken or too long, as in the original."""
     decompressor = zlib.decompressobj(wbits=31)
     try:
-        content = decompressor.decompress(body, _MAX_UNZIPPED_BYTES)
+        content = decompressor.decompress(body, max_bytes)
     except zlib.error as error:
         logger.debug("a gzip body could not be read: %s", error)
         return b""

@@ -24,6 +24,7 @@ from isthmus.serving.http_server import HttpServer
 from isthmus.serving.metrics import DEFAULT_PATH, Metrics
 from isthmus.serving.private_messages import message_class
 from isthmus.serving.rest_edge import RestEdge
+from isthmus.serving.security import RELOAD_FROM, ApiTokens
 from isthmus.serving.tensorflow_import import import_tensorflow
 from isthmus.serving.versions import ModelSettings
 
@@ -54,9 +55,14 @@ class EmbeddedServer:
         self._stopping = threading.Event()
         self._metrics = Metrics()
         metrics_path = configured_metrics_path(config)
-        self._grpc = GrpcEdge(config, self._metrics)
+        tokens = None if config.api_token_file is None else ApiTokens(config.api_token_file)
+        if config.reload_config_from not in RELOAD_FROM:
+            raise ServingError(
+                f"--reload_config_from={config.reload_config_from} is not one of {', '.join(RELOAD_FROM)}"
+            )
+        self._grpc = GrpcEdge(config, self._metrics, tokens)
         try:
-            self._rest = RestEdge(config, metrics_path=metrics_path, metrics=self._metrics)
+            self._rest = RestEdge(config, metrics_path=metrics_path, metrics=self._metrics, tokens=tokens)
             self._admin = None if config.admin_port is None else _admin_server(config)
         except ServingError:
             self._grpc.stop(0)

@@ -1,9 +1,7 @@
 """Prometheus' page, the admin port, and TLS: one server with all three."""
 
 import asyncio
-import datetime
 import http.client
-import ipaddress
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,9 +10,6 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from isthmus.serving.admin import admin_application
 from isthmus.serving.client import GrpcClient, RestClient
@@ -24,31 +19,6 @@ from isthmus.serving.process import ServerProcess
 from isthmus.serving.status import Code
 
 X = np.array([1.0], np.float32)
-
-
-def self_signed() -> tuple[str, str]:
-    """PEM texts of a key and a certificate for 127.0.0.1."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
-    now = datetime.datetime.now(datetime.UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(
-            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False
-        )
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), True)
-        .sign(key, hashes.SHA256())
-    )
-    encoded = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    return encoded.decode(), certificate.public_bytes(serialization.Encoding.PEM).decode()
 
 
 @dataclass
@@ -70,10 +40,12 @@ class Monitored:
 
 
 @pytest.fixture(scope="module")
-def monitored(models_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Monitored]:
+def monitored(
+    models_root: Path, tmp_path_factory: pytest.TempPathFactory, self_signed: tuple[str, str]
+) -> Iterator[Monitored]:
     """The server."""
     folder = tmp_path_factory.mktemp("config")
-    key, certificate = self_signed()
+    key, certificate = self_signed
     (folder / "monitoring.config").write_text("prometheus_config { enable: true path: '/metrics/here' }")
     escaped = [text.replace("\n", "\\n") for text in (key, certificate)]
     (folder / "ssl.config").write_text(
