@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import tensorflow as tf
 
 from isthmus.export.tf_half.direct.graph import Node
-from isthmus.export.tf_half.direct.layout import elementwise, reshape
+from isthmus.export.tf_half.direct.layout import elementwise
 from isthmus.export.tf_half.direct.reductions import reduce_value
 from isthmus.export.tf_half.direct.registry import constant_input, internal, op
 from isthmus.export.tf_half.direct.values import Value
@@ -114,20 +112,22 @@ def group_normalization_18(node: Node, x: Value, scale: Value, bias: Value) -> V
 
 
 def _normalize_groups(node: Node, x: Value) -> Value:
-    dims = x.known_dims()
-    groups = node.attrs["num_groups"]
-    samples = len(dims[1])
-    epsilon = node.attrs.get("epsilon", 1e-5)
+    """Statistics per channel first, then averaged within groups: the large tensor never changes its shape."""
+    groups, epsilon = node.attrs["num_groups"], np.float32(node.attrs.get("epsilon", 1e-5))
     if groups == 1:
-        return normalize(x, list(range(1, x.rank)), epsilon)
-    split = (dims[0], (groups,) * samples, (dims[1][0] // groups,) * samples, *dims[2:])
-    grouped = reshape(x, split)
-    return reshape(_known(normalize(grouped, list(range(2, len(split))), epsilon), split), dims)
+        return normalize(x, list(range(1, x.rank)), float(epsilon))
+    channels = x.known_dims()[1][0]
 
+    def group_mean(tensor: Value) -> Value:
+        per_channel = reduce_value(tensor, list(range(2, x.rank)), True, tf.reduce_mean)
+        grouped = tf.reshape(per_channel.logical(), [-1, groups, channels // groups])
+        mean = tf.tile(tf.reduce_mean(grouped, axis=2, keepdims=True), [1, 1, channels // groups])
+        return Value.of(tf.reshape(mean, [-1, channels, *(1,) * (x.rank - 2)]))
 
-def _known(value: Value, dims: Any) -> Value:
-    value.dims = dims
-    return value
+    centred = elementwise(tf.subtract, x, group_mean(x))
+    variance = group_mean(elementwise(tf.square, centred))
+    inverse = elementwise(lambda tensor: tf.math.rsqrt(tensor + epsilon), variance)
+    return elementwise(tf.multiply, centred, inverse)
 
 
 @op("LpNormalization")
