@@ -50,6 +50,7 @@ class Executor(base_executor.BaseExecutor):
         if (error := Verdict.read(inputs["parity"]).details.get("error")) is not None:
             metrics["parity/pipeline/error"] = error
         tracking.connect(Path(exec_properties["home"]), exec_properties["tracking_uri"] or None)
+        manifest = _linked_in_this_store(manifest)
         was_pushed = pushed.get_int_custom_property("pushed") == 1
         mlmd = self._mlmd_ids(inputs)
         with tracking.start_stage_run(
@@ -108,25 +109,29 @@ class Executor(base_executor.BaseExecutor):
             context="evaluation",
             profile=dataset["splits"],
         )
-        model_id = _known_model((manifest["export"].get("mlflow") or {}).get("saved_model_id"))
+        model_id = (manifest["export"].get("mlflow") or {}).get("saved_model_id")
         if model_id:
             tracking.link_models(run_id, inputs=[model_id])
         tracking.log_metrics(run_id, metrics, model_id=model_id, dataset=evaluated_on)
 
 
-def _known_model(model_id: str | None) -> str | None:
-    """The LoggedModel's id, if it is in this store: a bundle may have been exported with another one."""
-    import mlflow
+def _linked_in_this_store(manifest: dict[str, Any]) -> dict[str, Any]:
+    """The manifest, without the LoggedModel's id when the bundle was exported with another MLflow store."""
     from mlflow.exceptions import MlflowException
 
+    import mlflow
+
+    links = manifest["export"].get("mlflow") or {}
+    model_id = links.get("saved_model_id")
     if model_id is None:
-        return None
+        return manifest
     try:
-        return str(mlflow.MlflowClient().get_logged_model(model_id).model_id)
+        mlflow.MlflowClient().get_logged_model(model_id)
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
-        return None
+        return {**manifest, "export": {**manifest["export"], "mlflow": {**links, "saved_model_id": None}}}
+    return manifest
 
 
 class RegistrarSpec(ComponentSpec):

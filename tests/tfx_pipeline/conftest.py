@@ -170,7 +170,8 @@ def _manifest(name: str, images: Path) -> dict[str, Any]:
             "exporter": "torchscript",
             "rung": "direct",
             "fingerprint": "2" * 64,
-            "mlflow": {},
+            # As in a bundle that was exported with another MLflow store.
+            "mlflow": {"run_id": "3" * 32, "saved_model_id": f"m-{'4' * 32}"},
         },
         "versions": {},
         "parity": {
