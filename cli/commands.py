@@ -17,6 +17,8 @@ from isthmus.cli.errors import UsageError
 if TYPE_CHECKING:
     from isthmus.cli.recipe import Recipe
 
+DEFAULT_RECIPE = Path("recipes/digits.yaml")
+
 
 def version_line() -> str:
     """Returns what `isthmus --version` prints."""
@@ -28,7 +30,7 @@ def train(arguments: argparse.Namespace) -> int:
     from isthmus.cli.console import routed
     from isthmus.training.train import train as run
 
-    recipe = _recipe(arguments)
+    recipe = recipe_of(arguments)
     with routed("train", arguments.home, result_on_stdout=arguments.json) as log:
         result = run(
             name=recipe.name,
@@ -40,32 +42,15 @@ def train(arguments: argparse.Namespace) -> int:
             tracking_uri=arguments.tracking_uri,
             force=arguments.force,
         )
-    _report(arguments, dataclasses.asdict(result), log)
+    report(arguments, dataclasses.asdict(result), log)
     return 0
 
 
 def export(arguments: argparse.Namespace) -> int:
-    """`isthmus export`: a verified bundle from a checkpoint."""
-    from isthmus.cli.console import routed
-    from isthmus.export.run import export as run
+    """`isthmus export`: a verified bundle from a checkpoint, or from a model trained elsewhere."""
+    from isthmus.cli.export import run
 
-    recipe = _recipe(arguments)
-    checkpoint = arguments.checkpoint or _latest(
-        arguments.home / "checkpoints" / recipe.name, "isthmus train"
-    )
-    with routed("export", arguments.home, result_on_stdout=arguments.json) as log:
-        bundle = run(
-            name=recipe.name,
-            checkpoint=checkpoint,
-            data_root=None,
-            config=recipe.export,
-            home=arguments.home,
-            tracking_uri=arguments.tracking_uri,
-            recipe=recipe.to_dict(),
-            force=arguments.force,
-        )
-    _report(arguments, {"bundle": bundle}, log)
-    return 0
+    return run(arguments)
 
 
 def pipeline(arguments: argparse.Namespace) -> int:
@@ -74,8 +59,8 @@ def pipeline(arguments: argparse.Namespace) -> int:
     from isthmus.tfx_pipeline.run import run_local
     from isthmus.training.data import prepare
 
-    recipe = _recipe(arguments)
-    bundle = arguments.bundle or _latest(arguments.home / "bundles" / recipe.name, "isthmus export")
+    recipe = recipe_of(arguments)
+    bundle = arguments.bundle or latest(arguments.home / "bundles" / recipe.name, "isthmus export")
     with routed("pipeline", arguments.home, capture=True, result_on_stdout=arguments.json) as log:
         data = prepare(recipe.data, home=arguments.home)
         result = run_local(
@@ -86,7 +71,7 @@ def pipeline(arguments: argparse.Namespace) -> int:
             home=arguments.home,
             tracking_uri=arguments.tracking_uri,
         )
-    _report(arguments, dataclasses.asdict(result), log)
+    report(arguments, dataclasses.asdict(result), log)
     return 0
 
 
@@ -142,8 +127,17 @@ def doctor(arguments: argparse.Namespace) -> int:
     return 1 if any(finding.problem for finding in findings) else 0
 
 
-def _recipe(arguments: argparse.Namespace) -> Recipe:
-    from isthmus.cli.recipe import load, parse_assignment
+def recipe_of(arguments: argparse.Namespace, *, overrides: dict[str, Any] | None = None) -> Recipe:
+    """The recipe that the arguments name, with what they override in it."""
+    from isthmus.cli.recipe import load
+
+    given = overrides_of(arguments)
+    return load(arguments.config or DEFAULT_RECIPE, overrides={**given, **(overrides or {})})
+
+
+def overrides_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Dotted recipe keys and values from --name, --model, --data, --set and the like."""
+    from isthmus.cli.recipe import parse_assignment
 
     overrides: dict[str, Any] = {}
     for option, key in (
@@ -159,7 +153,7 @@ def _recipe(arguments: argparse.Namespace) -> Recipe:
     if arguments.data is not None:
         overrides.update(_data_overrides(arguments.data))
     overrides.update(parse_assignment(text) for text in arguments.set)
-    return load(arguments.config, overrides=overrides)
+    return overrides
 
 
 def _data_overrides(data: str) -> dict[str, Any]:
@@ -169,14 +163,16 @@ def _data_overrides(data: str) -> dict[str, Any]:
     return {"data.source": "imagefolder", "data.root": data}
 
 
-def _latest(folder: Path, command: str) -> Path:
+def latest(folder: Path, command: str) -> Path:
+    """Where the link `latest` of a folder leads; `command` would make it."""
     latest = folder / "latest"
     if not latest.exists():
         raise UsageError(f"nothing in {folder} yet; run `{command}` first, or name one")
     return latest.resolve()
 
 
-def _report(arguments: argparse.Namespace, result: dict[str, Any], log: Path) -> None:
+def report(arguments: argparse.Namespace, result: dict[str, Any], log: Path) -> None:
+    """Print a command's result: as JSON where that is wanted, else where the log is."""
     if arguments.json:
         print(json.dumps(result, indent=2, default=str))
     else:

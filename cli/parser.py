@@ -8,7 +8,6 @@ from typing import Any
 
 from isthmus.cli import commands
 
-_DEFAULT_RECIPE = Path("recipes/digits.yaml")
 _DEFAULT_HOME = Path(".isthmus")
 
 
@@ -55,7 +54,47 @@ def _add_export(subparsers: Any) -> None:
         "--checkpoint", type=Path, metavar="DIR", help="default: the recipe's latest checkpoint"
     )
     command.add_argument("--force", action="store_true", help="export again although nothing changed")
+    _add_elsewhere(command.add_argument_group("a model that was trained elsewhere (no recipe needed)"))
+    _add_coverage(command.add_argument_group("every model family of timm"))
     command.set_defaults(run=commands.export)
+
+
+def _add_coverage(group: Any) -> None:
+    group.add_argument("--coverage", action="store_true", help="export each, and write the table of results")
+    group.add_argument(
+        "--models", nargs="+", metavar="NAME", help="modules or models of timm; default: every module"
+    )
+    group.add_argument(
+        "--limit-s", type=float, default=600.0, metavar="S", help="of one process; default: %(default).0f"
+    )
+    group.add_argument(
+        "--report", type=Path, default=Path("docs/coverage.md"), metavar="FILE", help="default: %(default)s"
+    )
+
+
+def _add_elsewhere(group: Any) -> None:
+    model = group.add_mutually_exclusive_group()
+    model.add_argument("--from-timm", metavar="NAME", help="this timm model, with --weights or timm's own")
+    model.add_argument("--onnx", type=Path, metavar="FILE", help="an ONNX classifier with one image input")
+    group.add_argument(
+        "--weights",
+        type=Path,
+        metavar="FILE",
+        help="state dict of --from-timm: .safetensors, .pth, .pt, .bin",
+    )
+    group.add_argument(
+        "--images",
+        type=Path,
+        metavar="DIR",
+        help="real images to measure parity on; default: --data or the recipe's, else two photographs' windows",
+    )
+    group.add_argument("--labels", type=Path, metavar="FILE", help="class names, one a line")
+    group.add_argument(
+        "--head", choices=("single_label", "multi_label"), help="softmax (default) or sigmoid answers"
+    )
+    group.add_argument(
+        "--onnx-output", metavar="NAME", help="the output with the logits, where there are several"
+    )
 
 
 def _add_pipeline(subparsers: Any) -> None:
@@ -139,9 +178,7 @@ def doctor_description() -> str:
 
 
 def _add_recipe_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--config", type=Path, default=_DEFAULT_RECIPE, metavar="RECIPE", help="default: %(default)s"
-    )
+    command.add_argument("--config", type=Path, metavar="RECIPE", help=f"default: {commands.DEFAULT_RECIPE}")
     command.add_argument("--model", metavar="NAME", help="timm model (model.name)")
     command.add_argument("--data", metavar="SOURCE|DIR", help="digits, fashion_mnist or a folder of images")
     command.add_argument("--name", metavar="NAME", help="registered name (name)")

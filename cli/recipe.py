@@ -71,13 +71,21 @@ def load(path: Path, *, overrides: Mapping[str, Any] | None = None) -> Recipe:
     Raises:
       UsageError: The file is missing or is no YAML mapping, a key is unknown, or a value has the wrong type.
     """
-    values = _read(path)
+    return from_values(_read(path), overrides=overrides, where=str(path))
+
+
+def from_values(values: dict[str, Any], *, overrides: Mapping[str, Any] | None = None, where: str) -> Recipe:
+    """Builds a recipe from plain values; `where` they come from begins an error's text.
+
+    Raises:
+      UsageError: As `load`.
+    """
     for key, value in (overrides or {}).items():
         _assign(values, key, value)
     try:
         return pydantic.TypeAdapter(Recipe).validate_python(values)
     except pydantic.ValidationError as error:
-        raise UsageError(f"{path}: {_explain(error)}") from error
+        raise UsageError(f"{where}: {_explain(error)}") from error
 
 
 def parse_assignment(text: str) -> tuple[str, Any]:

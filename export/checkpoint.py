@@ -29,8 +29,18 @@ class Checkpoint:
 
     @property
     def weights(self) -> Path:
-        """The state dict."""
-        return self.path / "model.safetensors"
+        """The state dict; of a model that came as ONNX, the file as it came."""
+        return self.path / ("model.onnx" if self.is_onnx else "model.safetensors")
+
+    @property
+    def is_onnx(self) -> bool:
+        """Whether this is an ONNX file from elsewhere, which has no torch model."""
+        return self.origin.get("kind") == "onnx"
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """Where a model that was trained elsewhere came from; empty for one trained here."""
+        return dict(self.record.get("origin") or {})
 
     @property
     def model(self) -> dict[str, Any]:
@@ -70,9 +80,10 @@ def read(path: Path) -> Checkpoint:
     except (OSError, ValueError) as error:
         raise ExportError(f"{path / 'checkpoint.json'} cannot be read: {error}") from error
     _check_record(record, where=path / "checkpoint.json")
-    if not (path / "model.safetensors").is_file():
-        raise ExportError(f"{path} holds no model.safetensors; train again")
-    return Checkpoint(path=path, record=record)
+    checkpoint = Checkpoint(path=path, record=record)
+    if not checkpoint.weights.is_file():
+        raise ExportError(f"{path} holds no {checkpoint.weights.name}; train again")
+    return checkpoint
 
 
 def _check_record(record: Any, *, where: Path) -> None:

@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import json
 import logging
+import resource
 import signal
 import subprocess
 import sys
@@ -51,7 +52,8 @@ def serve_job(
         prepare()
         while not (folder / "request.json").is_file():
             time.sleep(_POLL_SECONDS)
-        write_json(folder / "result.json", work(folder, read_json(folder / "request.json")))
+        result = work(folder, read_json(folder / "request.json"))
+        write_json(folder / "result.json", {**result, "peak_memory_bytes": _peak_memory_bytes()})
     except Exception as error:  # noqa: BLE001 - the one place where a child's failure becomes a file
         traceback.print_exc()
         expected = isinstance(error, ExportError)
@@ -61,10 +63,19 @@ def serve_job(
                 "error": str(error) if expected else f"{type(error).__name__}: {error}",
                 "exit_code": getattr(error, "exit_code", 70),
                 "expected": expected,
+                "peak_memory_bytes": _peak_memory_bytes(),
             },
         )
         return int(getattr(error, "exit_code", 70))
     return 0
+
+
+def _peak_memory_bytes() -> int:
+    """The most that this process has had resident (getrusage would count its parent's, too)."""
+    with contextlib.suppress(OSError, StopIteration, ValueError):
+        status = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        return 1024 * int(next(line for line in status if line.startswith("VmHWM:")).split()[1])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def append_progress(folder: Path, value: dict[str, Any]) -> None:

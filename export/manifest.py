@@ -63,13 +63,19 @@ def _data_fingerprint(data_root: Path, split: str) -> Any:
     try:
         return json.loads((data_root / "dataset.json").read_text(encoding="utf-8"))["digest"]
     except (OSError, ValueError, KeyError, TypeError):
-        files = sorted(path for path in (data_root / split).rglob("*") if path.is_file())
+        folder = data_root / split if (data_root / split).is_dir() else data_root
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
         stats = [(path.relative_to(data_root).as_posix(), path.stat()) for path in files]
         return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
 
 
-def provisional(*, name: str, checkpoint: Checkpoint, recipe: dict[str, Any]) -> dict[str, Any]:
-    """What is known before any check: the manifest of a SavedModel that is being verified."""
+def provisional(
+    *, name: str, checkpoint: Checkpoint, recipe: dict[str, Any], images: str = "images of the data set"
+) -> dict[str, Any]:
+    """What is known before any check: the manifest of a SavedModel that is being verified.
+
+    `images` says where the reference images come from.
+    """
     dataset = {key: value for key, value in checkpoint.record["dataset"].items() if key != "root"}
     return {
         "schema_version": SCHEMA_VERSION,
@@ -88,6 +94,13 @@ def provisional(*, name: str, checkpoint: Checkpoint, recipe: dict[str, Any]) ->
             "source": checkpoint.record["source"],
             "versions": checkpoint.record["versions"],
             "mlflow": checkpoint.record.get("mlflow") or {},
+            "origin": checkpoint.origin or None,
+        },
+        "reference": {
+            "images": images,
+            "answers": "ONNX Runtime on the file as it came, fp32"
+            if checkpoint.is_onnx
+            else "PyTorch, eval mode, fp32",
         },
         "versions": versions(),
         "parity": {"passed": False, "gates": {}, "stages": []},

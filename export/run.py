@@ -18,6 +18,7 @@ from isthmus.export import checkpoint as checkpoints
 from isthmus.export import manifest as manifests
 from isthmus.export.checkpoint import Checkpoint
 from isthmus.export.config import ExportConfig
+from isthmus.export.elsewhere import ReferenceImages
 from isthmus.export.errors import ExportError, ParityRefusedError
 from isthmus.export.jobs import Job, JobRunner
 from isthmus.export.ladder import Attempt, Ladder, winner
@@ -42,6 +43,7 @@ def export(
     tracking_uri: str | None = None,
     recipe: dict[str, Any],
     force: bool = False,
+    images: ReferenceImages | None = None,
 ) -> Path:
     """Carry a checkpoint across the bridge and publish the bundle.
 
@@ -54,6 +56,7 @@ def export(
         tracking_uri: MLflow store; None: the home folder's.
         recipe: The resolved recipe, recorded as it is.
         force: Export again although nothing changed.
+        images: Instead of data_root for a model that was trained elsewhere: any folder of images.
 
     Returns:
         The published bundle, or the earlier one made from the same checkpoint, configuration and code.
@@ -63,8 +66,10 @@ def export(
         ParityRefusedError: No rung passed the gates; the text says which stage, how far and on which image.
     """
     source = checkpoints.read(checkpoint)
-    images = _data_root(source, data_root)
-    fingerprint = manifests.fingerprint(source, config=config, recipe=recipe, data_root=images)
+    images = images or ReferenceImages(
+        root=_data_root(source, data_root), source=f"split {config.reference_split!r} of the data set"
+    )
+    fingerprint = manifests.fingerprint(source, config=config, recipe=recipe, data_root=images.root)
     folder = home.absolute() / "bundles" / name
     if not force and (known := bundles.find_by_fingerprint(folder, fingerprint)):
         point_latest(folder / "latest", known.path)
@@ -94,7 +99,7 @@ class _Exporter:
         *,
         name: str,
         source: Checkpoint,
-        images: Path,
+        images: ReferenceImages,
         config: ExportConfig,
         recipe: dict[str, Any],
         fingerprint: str,
@@ -112,7 +117,9 @@ class _Exporter:
             timeout_s=config.stage_timeout_s,
             keep_open=(staging.lock,),
         )
-        self.manifest = manifests.provisional(name=name, checkpoint=source, recipe=recipe)
+        self.manifest = manifests.provisional(
+            name=name, checkpoint=source, recipe=recipe, images=images.source
+        )
         self.ladder = Ladder(
             runner=self.runner,
             folder=staging.path,
@@ -172,7 +179,7 @@ class _Exporter:
         job.send(
             {
                 "checkpoint": str(self.source.path),
-                "data_root": str(self.images),
+                "data_root": str(self.images.root),
                 "bundle": str(self.bundle),
                 "config": asdict(self.config),
             }

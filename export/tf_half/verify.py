@@ -5,8 +5,10 @@
 What is measured is what will run: the SavedModel reloaded from disk, by both loaders, grappler and oneDNN on;
 then the same model in a running server, over both wires. A stage that raises has failed; the rest still run.
 
-request.json: {"name", "saved_model", "reference", "labels", "head", "batch_sizes", "gates", "server_log"}.
-result.json: {"stages": [StageResult, …]}.
+request.json: {"name", "saved_model", "reference", "labels", "head", "batch_sizes", "gates", "server_log"},
+and optionally "stages", those to measure (no server is started where none needs it).
+result.json: {"stages": [StageResult, …], "operators": how often each occurs in the optimised graph of `tensors`
+(only where "stages" is given)}.
 """
 
 from __future__ import annotations
@@ -249,23 +251,26 @@ def prepare() -> None:
 
 
 def run(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
-    """Measure every stage of one SavedModel."""
-    saved_model = Path(request["saved_model"])
+    """Measure the stages of one SavedModel."""
+    saved_model, wanted = Path(request["saved_model"]), request.get("stages")
     gates = GateConfig(**request["gates"])
-    # The server imports TensorFlow in a process of its own while this one measures.
-    with (
-        server_ahead(
-            request["name"], saved_model, folder=folder, log_path=Path(request["server_log"])
-        ) as running_server,
-        opened(
-            saved_model,
-            reference=Reference.load(Path(request["reference"])),
-            labels=request["labels"],
-            head=request["head"],
-            batch_sizes=request["batch_sizes"],
-            gates=gates,
-        ) as verification,
-    ):
+    with ExitStack() as stack:
+        running_server: Callable[[], ServerProcess] = _no_server
+        if wanted is None or set(wanted) & {"server_grpc", "server_rest"}:
+            # The server imports TensorFlow in a process of its own while this one measures.
+            log_path = Path(request["server_log"])
+            ahead = server_ahead(request["name"], saved_model, folder=folder, log_path=log_path)
+            running_server = stack.enter_context(ahead)
+        verification = stack.enter_context(
+            opened(
+                saved_model,
+                reference=Reference.load(Path(request["reference"])),
+                labels=request["labels"],
+                head=request["head"],
+                batch_sizes=request["batch_sizes"],
+                gates=gates,
+            )
+        )
         measures: dict[Stage, Callable[[], StageResult]] = {
             "saved_model": verification.saved_model,
             "preprocessing": verification.preprocessing,
@@ -275,9 +280,24 @@ def run(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
         }
         stages = []
         for stage, measure in measures.items():
-            stages.append(_guarded(stage, measure, gates).as_dict())
-            append_progress(folder, stages[-1])
-        return {"stages": stages}
+            if wanted is None or stage in wanted:
+                stages.append(_guarded(stage, measure, gates).as_dict())
+                append_progress(folder, stages[-1])
+        result: dict[str, Any] = {"stages": stages}
+        if wanted is not None:
+            result["operators"] = _operators(saved_model, verification.reference)
+        return result
+
+
+def _no_server() -> ServerProcess:
+    raise AssertionError("no stage that was asked for needs a server")
+
+
+def _operators(saved_model: Path, reference: Reference) -> dict[str, int]:
+    """Operators of the graph that runs, after TensorFlow's own optimisers."""
+    from isthmus.export.tf_half.saving import optimized_ops
+
+    return dict(optimized_ops(saved_model, inputs={"images": reference.images[:1]}))
 
 
 def _guarded(stage: Stage, measure: Callable[[], StageResult], gates: GateConfig) -> StageResult:

@@ -8,7 +8,6 @@ result.json: {"stage" (StageResult), "num_images", "unreadable", "exporter", "op
 
 from __future__ import annotations
 
-import gc
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,8 @@ from isthmus.export.jobs import serve_job
 from isthmus.export.parity import judge_logits
 from isthmus.export.reference import Reference
 from isthmus.export.torch_half import images as evaluation_images
-from isthmus.export.torch_half.model import load_model, logits
-from isthmus.export.torch_half.onnx_model import measure, write_onnx
+from isthmus.export.torch_half.crossing import cross
+from isthmus.export.torch_half.onnx_model import measure
 
 
 def run(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
@@ -31,32 +30,23 @@ def run(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
     config = ExportConfig.from_dict(request["config"])
     model_record, data_root, target = checkpoint.model, Path(request["data_root"]), Path(request["bundle"])
 
-    chosen = evaluation_images.choose(
+    # The images of a model that was trained elsewhere need not be sorted into its classes.
+    choose = evaluation_images.choose_anywhere if checkpoint.origin else evaluation_images.choose
+    chosen = choose(
         data_root, split=config.reference_split, labels=model_record["labels"], count=config.reference_images
     )
     taken = evaluation_images.preprocess(chosen, data_root=data_root, preprocessing=checkpoint.preprocessing)
 
-    num_classes = model_record["num_classes"]
-    model = load_model(checkpoint, exportable=False)
+    answers, written = cross(checkpoint, taken.images, target / "model.onnx", config)
     reference = Reference(
         images=taken.images,
         pixels=taken.pixels,
-        logits=logits(model, taken.images, num_classes=num_classes),
+        logits=answers,
         encoded=taken.encoded,
         labels=taken.labels,
         paths=taken.paths,
     )
     reference.save(target / "reference.npz")
-    del model
-    gc.collect()
-
-    written = write_onnx(
-        load_model(checkpoint, exportable=True),
-        reference.images[:2],
-        target / "model.onnx",
-        exporter=config.exporter,
-        opset=config.opset,
-    )
     stage = judge_logits(
         "onnxruntime",
         reference.logits,
@@ -69,8 +59,6 @@ def run(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
         "stage": stage.as_dict(),
         "num_images": len(reference),
         "unreadable": list(taken.unreadable),
-        "exporter": config.exporter,
-        "opset": config.opset,
         **written,
     }
 

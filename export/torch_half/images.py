@@ -69,6 +69,30 @@ def choose(data_root: Path, *, split: str, labels: list[str], count: int) -> lis
     return _spread_over_classes(files, min(count, available))
 
 
+def choose_anywhere(data_root: Path, *, split: str, labels: list[str], count: int) -> list[tuple[Path, int]]:
+    """(file, class index or -1) of at most `count` images of any folder, evenly over its files.
+
+    With a folder `split` below `data_root` only that one is taken. A file's class is the folder it lies in,
+    where that is the name of one.
+
+    Raises:
+        ExportError: Fewer than 16 images.
+    """
+    from timm.data.readers.img_extensions import get_img_extensions
+
+    root = data_root / split if (data_root / split).is_dir() else data_root
+    extensions = set(get_img_extensions())
+    index_of = {label: index for index, label in enumerate(labels)}
+    files = [
+        (path, index_of.get(path.parent.name, -1))
+        for path in sorted(root.rglob("*"))
+        if path.suffix.lower() in extensions and path.is_file()
+    ]
+    if len(files) < MIN_IMAGES:
+        raise ExportError(f"{root} holds {len(files)} images; parity needs at least {MIN_IMAGES} real ones")
+    return [files[i] for i in _even_indexes(len(files), min(count, len(files)))]
+
+
 def _spread_over_classes(files: dict[int, list[Path]], count: int) -> list[tuple[Path, int]]:
     classes = sorted(files)
     shares = dict.fromkeys(classes, 0)

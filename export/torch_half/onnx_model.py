@@ -70,6 +70,20 @@ def write_onnx(
     finally:
         for leftover in target.parent.glob(f"{raw.name}*"):
             leftover.unlink()
+    return finish_onnx(exported, target)
+
+
+def finish_onnx(exported: Any, target: Path) -> dict[str, Any]:
+    """Simplify a graph, hold it to the bridge's interface and write it.
+
+    Returns:
+        {"simplified": whether onnxsim's form is the one written, "nodes": number of nodes}.
+
+    Raises:
+        ExportError: Another interface than `images` with a dynamic batch → `logits`.
+    """
+    import onnx
+
     graph, simplified = _simplify(exported)
     _strip_local_paths(graph)
     _check_interface(graph)

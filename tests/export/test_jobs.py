@@ -50,7 +50,10 @@ def run(runner: JobRunner, tmp_path: Path, **request: Any) -> dict[str, Any]:
 
 
 def test_the_result_comes_back_and_the_noise_goes_to_the_log(runner: JobRunner, tmp_path: Path) -> None:
-    assert run(runner, tmp_path, do="answer", numbers=[1, 2, 3]) == {"sum": 6}
+    result = run(runner, tmp_path, do="answer", numbers=[1, 2, 3])
+    assert result["sum"] == 6
+    # Its own, not this process's: a Python that imported little.
+    assert 2**20 < result["peak_memory_bytes"] < 2**28
     text = runner.log_path.read_text()
     assert "python -m a_child" in text
     assert "noise on stdout" in text
@@ -100,7 +103,7 @@ def test_a_job_waits_for_its_request_and_ends_with_its_block(runner: JobRunner, 
         time.sleep(0.3)
         assert job.process.poll() is None
         job.send({"do": "answer", "numbers": [4]})
-        assert job.answer() == {"sum": 4}
+        assert job.answer()["sum"] == 4
     with runner.start("a_child", tmp_path / "another") as job:
         pass
     assert job.process.poll() is not None

@@ -1,0 +1,314 @@
+"""ONNX files that came from elsewhere: read without trusting them, and brought into the bridge's form.
+
+Nothing of such a file is executed: it is parsed, its operators must be ONNX's own, and ONNX Runtime computes
+them. `read` gives the model as it came (only inlined and with its logits as the one output): the reference's
+answers are computed from that. foreign_form.py makes of it what crosses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from isthmus.export.errors import ExportError
+
+#: ONNX's own operators; everything else is a library of somebody's.
+_DOMAINS = frozenset({"", "ai.onnx"})
+_LARGEST_BYTES = 2**31 - 2**27
+_CHANNELS = 3
+
+
+@dataclass(kw_only=True, frozen=True)
+class ForeignModel:
+    """An ONNX classifier as it came."""
+
+    proto: Any
+    """onnx.ModelProto; its one output holds the logits."""
+
+    input_name: str
+    """The image input."""
+
+    layout: str
+    """"NCHW" or "NHWC"."""
+
+    input_size: tuple[int, int, int]
+    """[C, H, W], whatever the layout."""
+
+    batch: int | None
+    """None where the file's batch is dynamic already."""
+
+    num_classes: int
+    """C of the logits."""
+
+    head: str
+    """"single_label", or "multi_label" where the graph ended with a Sigmoid."""
+
+    notes: tuple[str, ...]
+    """Lines for the user."""
+
+    facts: dict[str, Any]
+    """For the record: producer, opset, what was cut off."""
+
+    def save(self, target: Path) -> None:
+        """Write the model as one file."""
+        target.write_bytes(self.proto.SerializeToString(deterministic=True))
+
+    def answers(self, images: np.ndarray) -> np.ndarray:
+        """ONNX Runtime's logits float32 [N, C] for NHWC images, in the batch size that the file was made for."""
+        size = self.batch or min(len(images), 8)
+        session = open_session(self.proto)
+        rows = []
+        for start in range(0, len(images), size):
+            chosen = [(start + i) % len(images) for i in range(size)]
+            rows.append(
+                run_session(session, self.input_name, self._laid_out(images[chosen]))[: len(images) - start]
+            )
+        return np.concatenate(rows).reshape(len(images), -1).astype(np.float32)
+
+    def _laid_out(self, images: np.ndarray) -> np.ndarray:
+        nhwc = np.ascontiguousarray(images, dtype=np.float32)
+        return nhwc if self.layout == "NHWC" else np.ascontiguousarray(nhwc.transpose(0, 3, 1, 2))
+
+
+def read(file: Path, *, output: str | None = None, input_size: list[int] | None = None) -> ForeignModel:
+    """Read an image classifier.
+
+    Args:
+        file: The ONNX file; weights may lie in other files of its folder.
+        output: Name of the output with the logits; None: the only one.
+        input_size: [3, H, W] for a file that leaves height and width open.
+
+    Raises:
+        ExportError: Not an ONNX file, damaged, operators that are not ONNX's own, another interface than one
+            float32 RGB image input and logits [N, C]; the text names what was found.
+    """
+    proto = _parse(file)
+    _check_operators(proto, file)
+    proto = _checked(_inlined(proto), file)
+    image = _image_input(proto, file)
+    dims = [_dim(dim) for dim in image.type.tensor_type.shape.dim]
+    layout, size = _layout(dims, input_size, image.name, file)
+    batch = dims[0] if isinstance(dims[0], int) and dims[0] > 0 else None
+    _set_size(image, layout, size)
+    chosen = _logits_output(proto, output, file)
+    cut = _cut_probabilities(proto, chosen)
+    notes = [
+        f"{file}: {layout} images {list(size)}, opset {_opset(proto)}, by {proto.producer_name or 'unknown'}"
+    ]
+    if cut:
+        notes.append(
+            f"the graph ends with {cut}; the signatures do that themselves, so logits are what precedes it"
+        )
+    found = ForeignModel(
+        proto=proto,
+        input_name=image.name,
+        layout=layout,
+        input_size=size,
+        batch=batch,
+        num_classes=0,
+        head="multi_label" if cut == "Sigmoid" else "single_label",
+        notes=tuple(notes),
+        facts={
+            "producer": proto.producer_name,
+            "opset": _opset(proto),
+            "cut_off": cut,
+            "layout": layout,
+            "fixed_batch": batch,
+        },
+    )
+    return _with_classes(found, file)
+
+
+def _parse(file: Path) -> Any:
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    size = file.stat().st_size
+    if size > _LARGEST_BYTES:
+        raise ExportError(f"{file} has {size / 2**30:.1f} GiB; the bridge carries models up to 1.9 GiB")
+    try:
+        proto = onnx.ModelProto.FromString(file.read_bytes())
+    except DecodeError:
+        proto = None
+    if proto is None or not proto.graph.node or not proto.opset_import:
+        raise ExportError(f"{file} is not an ONNX model, or a damaged one ({size:,} bytes)")
+    try:
+        onnx.external_data_helper.load_external_data_for_model(proto, str(file.parent.resolve()))
+    except Exception as error:
+        raise ExportError(
+            f"{file} keeps weights in other files, which cannot be read: {_line(error)}"
+        ) from error
+    return proto
+
+
+def _check_operators(proto: Any, file: Path) -> None:
+    own = {(function.domain, function.name) for function in proto.functions}
+    bodies = [proto.graph.node, *(function.node for function in proto.functions)]
+    for node in (node for nodes in bodies for node in _all_nodes(nodes)):
+        if node.domain not in _DOMAINS and (node.domain, node.op_type) not in own:
+            raise ExportError(
+                f"{file}: node {node.name or node.output[0]!r} is operator {node.op_type} of domain "
+                f"{node.domain!r}; only ONNX's own operators cross the bridge: export the model without it"
+            )
+
+
+def _all_nodes(nodes: Any) -> Iterator[Any]:
+    for node in nodes:
+        yield node
+        for attribute in node.attribute:
+            for graph in [attribute.g, *attribute.graphs]:
+                yield from _all_nodes(graph.node)
+
+
+def _inlined(proto: Any) -> Any:
+    """Functions of the file's own, written out."""
+    import onnx.inliner
+
+    return onnx.inliner.inline_local_functions(proto) if proto.functions else proto
+
+
+def _checked(proto: Any, file: Path) -> Any:
+    import onnx
+
+    try:
+        onnx.checker.check_model(proto)
+        return proto
+    except Exception as error:
+        raise ExportError(f"{file} is not a valid ONNX model: {_line(error)}") from error
+
+
+def _image_input(proto: Any, file: Path) -> Any:
+    import onnx
+
+    stored = {tensor.name for tensor in proto.graph.initializer}
+    inputs = [value for value in proto.graph.input if value.name not in stored]
+    if len(inputs) != 1:
+        names = ", ".join(value.name for value in inputs) or "none"
+        raise ExportError(
+            f"{file} has {len(inputs)} inputs ({names}); exactly one image input crosses the bridge"
+        )
+    tensor = inputs[0].type.tensor_type
+    if tensor.elem_type != onnx.TensorProto.FLOAT:
+        kind = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
+        raise ExportError(
+            f"{file}: input {inputs[0].name!r} is {kind}; preprocessed float32 images are wanted: export it in "
+            "float32 and without its own preprocessing"
+        )
+    return inputs[0]
+
+
+def _dim(dim: Any) -> int | str:
+    return int(dim.dim_value) if dim.HasField("dim_value") else (dim.dim_param or "?")
+
+
+def _layout(
+    dims: list[int | str], wanted: list[int] | None, name: str, file: Path
+) -> tuple[str, tuple[int, int, int]]:
+    """("NCHW" or "NHWC", [3, H, W])."""
+    layout = None
+    if len(dims) == 4:
+        layout = "NCHW" if dims[1] == _CHANNELS else "NHWC" if dims[3] == _CHANNELS else None
+    if layout is None:
+        raise ExportError(
+            f"{file}: input {name!r} is {dims}; [N, 3, H, W] or [N, H, W, 3] is wanted (RGB images)"
+        )
+    places = (2, 3) if layout == "NCHW" else (1, 2)
+    size = []
+    for place, given in zip(places, (wanted or [3, None, None])[1:], strict=True):
+        dim = dims[place]
+        if not isinstance(dim, int) and given is None:
+            raise ExportError(
+                f"{file} leaves height and width open ({dims}); say which: --set model.input_size=[3,224,224]"
+            )
+        if isinstance(dim, int) and given is not None and dim != given:
+            raise ExportError(f"{file} takes images of {dims}; the input size given is {wanted}")
+        size.append(dim if isinstance(dim, int) else int(given or 0))
+    return layout, (_CHANNELS, size[0], size[1])
+
+
+def _set_size(image: Any, layout: str, size: tuple[int, int, int]) -> None:
+    dims = image.type.tensor_type.shape.dim
+    for place, value in zip((1, 2, 3), size if layout == "NCHW" else (*size[1:], size[0]), strict=True):
+        dims[place].dim_value = value
+
+
+def _logits_output(proto: Any, wanted: str | None, file: Path) -> Any:
+    """The chosen output; the others are dropped."""
+    names = [value.name for value in proto.graph.output]
+    if wanted is None and len(names) != 1:
+        raise ExportError(
+            f"{file} has {len(names)} outputs ({', '.join(names)}); say which with --onnx-output NAME"
+        )
+    if wanted is not None and wanted not in names:
+        raise ExportError(f"{file} has no output {wanted!r}; it has {', '.join(names)}")
+    chosen = proto.graph.output[names.index(wanted)] if wanted else proto.graph.output[0]
+    kept = type(chosen)()
+    kept.CopyFrom(chosen)
+    del proto.graph.output[:]
+    proto.graph.output.append(kept)
+    return proto.graph.output[0]
+
+
+def _cut_probabilities(proto: Any, output: Any) -> str | None:
+    """Make what enters a final Softmax or Sigmoid the output; returns the operator's name."""
+    last = next((node for node in proto.graph.node if output.name in node.output), None)
+    if last is None or last.op_type not in ("Softmax", "Sigmoid") or last.domain not in _DOMAINS:
+        return None
+    output.name = last.input[0]
+    proto.graph.node.remove(last)
+    return str(last.op_type)
+
+
+def _with_classes(found: ForeignModel, file: Path) -> ForeignModel:
+    """Run it once: the answer's shape is what it is, not what the file says."""
+    import dataclasses
+
+    num = found.batch or 2
+    shape = (num, *found.input_size[1:], found.input_size[0])
+    try:
+        answer = run_session(open_session(found.proto), found.input_name, found._laid_out(np.zeros(shape)))
+    except ExportError as error:
+        raise ExportError(f"{file}: {error}") from error
+    flat = answer.ndim >= 2 and answer.shape[0] == num and answer.size == num * answer.shape[1]
+    if not flat or answer.dtype != np.float32:
+        raise ExportError(
+            f"{file} answers {answer.dtype} {list(answer.shape)} for {num} images; float32 logits [N, C] are "
+            "wanted (a classifier, no detection or segmentation heads)"
+        )
+    return dataclasses.replace(found, num_classes=int(answer.shape[1]))
+
+
+def open_session(proto: Any) -> Any:
+    """ONNX Runtime on the CPU, for an onnx.ModelProto; raises ExportError where it refuses."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        return onnxruntime.InferenceSession(
+            proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:
+        raise ExportError(f"ONNX Runtime refuses the graph: {_line(error)}") from error
+
+
+def run_session(session: Any, name: str, batch: np.ndarray) -> np.ndarray:
+    """The first output for one batch; raises ExportError where ONNX Runtime cannot compute it."""
+    try:
+        return np.asarray(session.run(None, {name: batch})[0])
+    except Exception as error:
+        raise ExportError(
+            f"ONNX Runtime cannot run the graph on {list(batch.shape)}: {_line(error)}"
+        ) from error
+
+
+def _opset(proto: Any) -> int:
+    return next((int(entry.version) for entry in proto.opset_import if entry.domain in _DOMAINS), 0)
+
+
+def _line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
