@@ -14,6 +14,7 @@ would lose its code.
 
 import itertools
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from isthmus.serving.errors import RequestError, ServingError
+from isthmus.serving.metrics import Metrics
 from isthmus.serving.model_config import read_text_proto
 from isthmus.serving.private_messages import message_class
 from isthmus.serving.savedmodel import LoadedModel
@@ -124,7 +126,10 @@ class _Queue:
 class BatchedModel:
     """A `LoadedModel` whose calls are gathered into batches. Calls may come from any number of threads."""
 
-    def __init__(self, model: LoadedModel, parameters: BatchingParameters) -> None:
+    def __init__(
+        self, model: LoadedModel, parameters: BatchingParameters, metrics: Metrics | None = None
+    ) -> None:
+        self._metrics = metrics or Metrics()
         self.path = model.path
         self.signatures = model.signatures
         self._model = model
@@ -139,22 +144,33 @@ class BatchedModel:
             RequestError: also INVALID_ARGUMENT for inputs without rows, of different numbers of rows, or with
                 more rows than max_batch_size; UNAVAILABLE when the queue is full.
         """
-        from tensorflow.errors import OpError
-
         _check_rows(feeds)
         fetched = tuple(dict.fromkeys(fetches))
         queue = self._queue(feeds, fetched, timeout_ms)
         if queue is None:
             return self._model.run(feeds, fetches, timeout_ms=timeout_ms)
-        try:
-            *values, failed = queue.run(*(value for _, value in feeds))
-        except OpError as error:
-            raise RequestError(Code(error.error_code), error.message.split("\n\t [[")[0]) from error
+        num_rows = feeds[0][1].shape[0] if feeds else 0
+        *values, failed = self._through(queue, feeds, num_rows)
         if failed.size and failed[0]:
             known = queue.failures[int(failed[0])]
             raise RequestError(known.code, known.message)
         by_name = dict(zip(fetched, values, strict=True))
         return [by_name[name] for name in fetches]
+
+    def _through(self, queue: _Queue, feeds: Feeds, num_rows: int) -> list[Array]:
+        from tensorflow.errors import OpError
+
+        metrics, path, started = self._metrics, str(self.path), time.perf_counter()
+        metrics.batching_input(model_path=path, num_rows=num_rows)
+        metrics.batching_waiting(model_path=path, change=1)
+        try:
+            values: list[Array] = queue.run(*(value for _, value in feeds))
+        except OpError as error:
+            raise RequestError(Code(error.error_code), error.message.split("\n\t [[")[0]) from error
+        finally:
+            metrics.batching_waiting(model_path=path, change=-1)
+            metrics.batching_delay(model_path=path, duration_us=(time.perf_counter() - started) * 1e6)
+        return values
 
     def close(self) -> None:
         """Close the queues and the model; no call may be under way."""
@@ -183,6 +199,7 @@ class BatchedModel:
 
         def compute(*values: Array) -> list[Array]:
             num_rows = len(values[0])
+            self._metrics.batch(model_path=str(self.path), num_rows=num_rows)
             try:
                 outputs = self._model.run(
                     list(zip(names, values, strict=True)), fetches, timeout_ms=timeout_ms

@@ -152,6 +152,16 @@ class ServingConfig:
     http_body_timeout_seconds: float = 300.0
     """How long a client may take to send a body; beyond: 408 (not in tensorflow_model_server)."""
 
+    access_log_file: Path | None = None
+    """One JSON line per request is appended here. None: no access log (not in tensorflow_model_server)."""
+
+    prediction_log_folder: Path | None = None
+    """A sample of requests and answers goes into TFRecord files of PredictionLog here. None: none (not in
+    tensorflow_model_server)."""
+
+    prediction_log_sampling_rate: float = 0.01
+    """Share of the requests in that sample, 0 to 1 (not in tensorflow_model_server)."""
+
     admin_port: int | None = None
     """TCP port of /healthz, /readyz and /metrics, on the same host. 0: any free port. None: no admin port
     (not in tensorflow_model_server)."""

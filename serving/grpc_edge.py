@@ -11,6 +11,7 @@ import grpc
 from google.protobuf import descriptor_pool
 
 from isthmus.serving import grpc_extras
+from isthmus.serving.access_log import AccessLog
 from isthmus.serving.config import ServingConfig
 from isthmus.serving.errors import RequestError, ServingError
 from isthmus.serving.metrics import Metrics
@@ -35,9 +36,16 @@ class GrpcEdge:
         ServingError: the port is taken or the address unusable.
     """
 
-    def __init__(self, config: ServingConfig, metrics: Metrics, tokens: ApiTokens | None = None) -> None:
+    def __init__(
+        self,
+        config: ServingConfig,
+        metrics: Metrics,
+        tokens: ApiTokens | None = None,
+        access_log: AccessLog | None = None,
+    ) -> None:
         self._config = config
         self._metrics = metrics
+        self._access_log = access_log
         tls_file = config.ssl_config_file
         self._credentials = None if tls_file is None else read_tls(tls_file).grpc_credentials()
         threads = config.grpc_max_threads or max(4 * (os.cpu_count() or 1), 32)
@@ -52,6 +60,7 @@ class GrpcEdge:
                 *_channel_arguments(config.grpc_channel_arguments),
             ],
         )
+        self._health: grpc_extras.Health | None = None
         host = f"[{config.host}]" if ":" in config.host else config.host
         self.port = self._listen(f"{host}:{config.port}", "--port and --host")
         if config.grpc_socket_path:
@@ -96,32 +105,51 @@ class GrpcEdge:
             self._server,
         )
         if self._config.enable_grpc_healthcheck_service:
-            grpc_extras.add_health(self._server, services)
+            self._health = grpc_extras.Health(services)
+            self._health.add_to(self._server)
         grpc_extras.add_reflection(self._server, services)
         self._server.start()
 
     def _counted(self, api: str, call: Callable[[Any], Any]) -> Callable[[Any, grpc.ServicerContext], Any]:
-        """The call on the wire, with its outcome in the metrics."""
+        """The call on the wire, with its outcome in the metrics and in the access log."""
 
-        def counted(request: Any) -> Any:
-            started, code = time.perf_counter(), Code.INTERNAL
+        def handle(request: Any, context: grpc.ServicerContext) -> Any:
+            started, code, response = time.perf_counter(), Code.INTERNAL, None
+
+            def counted(asked: Any) -> Any:
+                nonlocal code, response
+                try:
+                    response, code = call(asked), Code.OK
+                except RequestError as error:
+                    code = error.code
+                    raise
+                return response
+
             try:
-                response = call(request)
-                code = Code.OK
-            except RequestError as error:
-                code = error.code
-                raise
+                return _wire(counted)(request, context)
             finally:
-                self._metrics.request(
-                    model=_model_name(request),
-                    api=api,
-                    entrypoint="GRPC",
-                    status=code.name,
-                    duration_us=(time.perf_counter() - started) * 1e6,
-                )
-            return response
+                self._record(api, request, response, context, code, time.perf_counter() - started)
 
-        return _wire(counted)
+        return handle
+
+    def _record(
+        self, api: str, request: Any, response: Any, context: grpc.ServicerContext, code: Code, seconds: float
+    ) -> None:
+        model = _model_name(request)
+        self._metrics.request(
+            model=model, api=api, entrypoint="GRPC", status=code.name, duration_us=seconds * 1e6
+        )
+        if self._access_log is not None:
+            self._access_log.request(
+                wire="GRPC",
+                peer=context.peer(),
+                method=api,
+                path=model,
+                status=code.name,
+                bytes_in=request.ByteSize(),
+                bytes_out=0 if response is None else response.ByteSize(),
+                duration_ms=seconds * 1e3,
+            )
 
     def _reload(self, call: Callable[..., Any]) -> Callable[[Any, grpc.ServicerContext], Any]:
         def handle(request: Any, context: grpc.ServicerContext) -> Any:
@@ -135,6 +163,8 @@ class GrpcEdge:
 
     def stop(self, drain_seconds: float) -> None:
         """Refuse new calls, wait for those in flight at most that long, then cancel them."""
+        if self._health is not None:
+            self._health.stop()
         self._server.stop(drain_seconds).wait()
 
 

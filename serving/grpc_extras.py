@@ -1,5 +1,6 @@
 """The two standard gRPC services beside TensorFlow Serving's own: health checks and server reflection."""
 
+import threading
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -8,31 +9,62 @@ from google.protobuf import descriptor_pb2, descriptor_pool
 
 from isthmus.serving.private_messages import message_class
 
-__all__ = ["add_health", "add_reflection"]
+__all__ = ["Health", "add_reflection"]
 
-_SERVING = 1
+_SERVING, _NOT_SERVING, _SERVICE_UNKNOWN = 1, 2, 3
+_MAX_NUM_WATCHERS = 8
+_WATCH_STEP_S = 0.5
 _REFLECTION = "grpc.reflection.v1alpha."
 _NOT_FOUND = 5
 
 
-def add_health(server: Any, services: Collection[str]) -> None:
-    """grpc.health.v1.Health: SERVING for "" and each of the services, NOT_FOUND for every other name."""
-    request_class = message_class("grpc.health.v1.HealthCheckRequest")
-    response_class = message_class("grpc.health.v1.HealthCheckResponse")
+class Health:
+    """grpc.health.v1.Health: SERVING for "" and each of the services, NOT_FOUND (Watch: SERVICE_UNKNOWN) for
+    every other name. `stop` makes all of them NOT_SERVING, which tells watching balancers to go elsewhere."""
 
-    def check(request: Any, context: grpc.ServicerContext) -> Any:
-        if request.service and request.service not in services:
-            context.abort(grpc.StatusCode.NOT_FOUND, "service name unknown")
-        return response_class(status=_SERVING)
+    def __init__(self, services: Collection[str]) -> None:
+        self._services = services
+        self._stopping = threading.Event()
+        self._watchers = threading.Semaphore(_MAX_NUM_WATCHERS)
+        self._response = message_class("grpc.health.v1.HealthCheckResponse")
 
-    handlers = {
-        "Check": grpc.unary_unary_rpc_method_handler(
-            check, request_class.FromString, response_class.SerializeToString
+    def add_to(self, server: Any) -> None:
+        """Register the service."""
+        parse = message_class("grpc.health.v1.HealthCheckRequest").FromString
+        serialize = self._response.SerializeToString
+        handlers = {
+            "Check": grpc.unary_unary_rpc_method_handler(self._check, parse, serialize),
+            "Watch": grpc.unary_stream_rpc_method_handler(self._watch, parse, serialize),
+        }
+        server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler("grpc.health.v1.Health", handlers),)
         )
-    }
-    server.add_generic_rpc_handlers(
-        (grpc.method_handlers_generic_handler("grpc.health.v1.Health", handlers),)
-    )
+
+    def stop(self) -> None:
+        """From now on nothing is served."""
+        self._stopping.set()
+
+    def _check(self, request: Any, context: grpc.ServicerContext) -> Any:
+        if request.service and request.service not in self._services:
+            context.abort(grpc.StatusCode.NOT_FOUND, "service name unknown")
+        return self._response(status=_NOT_SERVING if self._stopping.is_set() else _SERVING)
+
+    def _watch(self, request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+        """Each watcher holds one of the server's threads, so there is a bound to them."""
+        if not self._watchers.acquire(blocking=False):
+            context.abort(
+                grpc.StatusCode.RESOURCE_EXHAUSTED, f"more than {_MAX_NUM_WATCHERS} health watchers"
+            )
+        try:
+            is_known = not request.service or request.service in self._services
+            yield self._response(status=_SERVING if is_known else _SERVICE_UNKNOWN)
+            while context.is_active():
+                if self._stopping.wait(_WATCH_STEP_S):
+                    if is_known:
+                        yield self._response(status=_NOT_SERVING)
+                    return
+        finally:
+            self._watchers.release()
 
 
 def add_reflection(server: Any, services: Collection[str]) -> None:

@@ -61,7 +61,7 @@ class Loader:
                 model_path=str(path), succeeded=succeeded, duration_us=(time.perf_counter() - started) * 1e6
             )
         if parameters is not None:
-            model = BatchedModel(model, parameters)
+            model = BatchedModel(model, parameters, self._metrics)
         max_pixels = self._config.max_image_pixels
         # Before the queue: the images that share a batch with a bomb are answered.
         return PixelGuard(model, max_pixels) if max_pixels > 0 else model

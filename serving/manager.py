@@ -224,6 +224,18 @@ class ModelManager:
                 raise RequestError(Code.NOT_FOUND, f"Could not find version {version} of model {ref.name}")
             return [servables[version]]
 
+    def overview(self) -> list[tuple[ModelSettings, list[Servable], Mapping[str, int]]]:
+        """Every configured model by name, with its versions (newest first) and its labels."""
+        with self._changed:
+            return [
+                (
+                    settings,
+                    [s for _, s in sorted(self._servables.get(name, {}).items(), reverse=True)],
+                    self._labels.get(name, {}),
+                )
+                for name, settings in sorted(self._settings.items())
+            ]
+
     def is_configured(self) -> bool:
         """Whether it was ever told what to serve."""
         return bool(self._settings)

@@ -17,6 +17,7 @@ CONTENT_TYPE = b"text/plain"
 
 # monitoring::Buckets::Exponential(10, 1.8, 33): ten microseconds to twenty minutes.
 _LIMITS_US = tuple(10 * 1.8**power for power in range(33))
+_LIMITS_ROWS = tuple(float(2**power) for power in range(14))
 # Requests for models that do not exist carry whatever name the client made up; their number is bounded.
 _MAX_NUM_CELLS = 1000
 _OTHER = "(other)"
@@ -36,6 +37,7 @@ class Metrics:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._counters: dict[str, dict[Labels, int]] = {name: {} for name in _COUNTERS}
+        self._gauges: dict[str, dict[Labels, float]] = {}
         self._histograms: dict[str, dict[Labels, _Histogram]] = {name: {} for name in _HISTOGRAMS}
 
     def request(self, *, model: str, api: str, entrypoint: str, status: str, duration_us: float) -> None:
@@ -70,6 +72,41 @@ class Metrics:
         with self._lock:
             self._observe(_WARMUP_LATENCY, (model_path, status), duration_us)
 
+    def batching_input(self, *, model_path: str, num_rows: int) -> None:
+        """One request that enters a batching queue."""
+        with self._lock:
+            self._observe(_INPUT_BATCH_SIZE, (model_path,), num_rows)
+
+    def batch(self, *, model_path: str, num_rows: int) -> None:
+        """One batch that is computed, padding included."""
+        with self._lock:
+            self._observe(_PROCESSED_BATCH_SIZE, (model_path,), num_rows)
+
+    def batching_delay(self, *, model_path: str, duration_us: float) -> None:
+        """How long one request took from the queue's entrance to its answer."""
+        with self._lock:
+            self._observe(_BATCH_DELAY, (model_path,), duration_us)
+
+    def batching_waiting(self, *, model_path: str, change: int) -> None:
+        """Requests that are in a queue or in a batch: one more (1), or one less (-1)."""
+        with self._lock:
+            cells = self._gauges.setdefault(_WAITING, {})
+            cells[(model_path,)] = cells.get((model_path,), 0) + change
+
+    def latencies(self) -> list[dict[str, object]]:
+        """Request latencies as numbers: model, API, entrypoint, and the requests per bucket of limits_us."""
+        with self._lock:
+            return [
+                {
+                    "model": labels[0],
+                    "api": labels[1],
+                    "entrypoint": labels[2],
+                    "counts": list(histogram.counts),
+                    "limits_us": list(_LIMITS_US),
+                }
+                for labels, histogram in sorted(self._histograms[_REQUEST_LATENCY].items())
+            ]
+
     def page(self) -> str:
         """Everything, in Prometheus' text format."""
         lines: list[str] = []
@@ -78,6 +115,10 @@ class Metrics:
                 lines.append(f"# TYPE {name} counter")
                 for labels, count in sorted(counter_cells.items()):
                     lines.append(f"{name}{{{_labelled(_COUNTERS[name], labels)}}} {count}")
+            for name, gauge_cells in self._gauges.items():
+                lines.append(f"# TYPE {name} gauge")
+                for labels, value in sorted(gauge_cells.items()):
+                    lines.append(f"{name}{{{_labelled(_GAUGE_LABELS, labels)}}} {value:g}")
             for name, cells in self._histograms.items():
                 lines.append(f"# TYPE {name} histogram")
                 for labels, histogram in sorted(cells.items()):
@@ -91,7 +132,7 @@ class Metrics:
 
     def _observe(self, name: str, labels: Labels, value_us: float) -> None:
         histogram = self._histograms[name].setdefault(labels, _Histogram())
-        histogram.counts[bisect.bisect_right(_LIMITS_US, value_us)] += 1
+        histogram.counts[bisect.bisect_right(_limits(name), value_us)] += 1
         histogram.total_us += value_us
 
 
@@ -102,6 +143,13 @@ _REQUEST_LATENCY = ":tensorflow:serving:request_latency"
 _RUNTIME_LATENCY = ":tensorflow:serving:runtime_latency"
 _WARMUP_LATENCY = ":tensorflow:serving:model_warmup_latency"
 
+# tensorflow/core/kernels/batching_util reports these; the gauge is our own.
+_INPUT_BATCH_SIZE = ":tensorflow:serving:batching:input_batch_size"
+_PROCESSED_BATCH_SIZE = ":tensorflow:serving:batching:processed_batch_size"
+_BATCH_DELAY = ":tensorflow:serving:batching:batch_delay_us"
+_WAITING = ":isthmus:serving:batching:requests_waiting"
+_GAUGE_LABELS = ("model_path",)
+
 _COUNTERS: dict[str, Sequence[str]] = {
     _LOAD_ATTEMPTS: ("model_path", "status"),
     _LOAD_LATENCY: ("model_path",),
@@ -111,7 +159,14 @@ _HISTOGRAMS: dict[str, Sequence[str]] = {
     _WARMUP_LATENCY: ("model_path", "status"),
     _REQUEST_LATENCY: ("model_name", "API", "entrypoint"),
     _RUNTIME_LATENCY: ("model_name", "API", "runtime"),
+    _INPUT_BATCH_SIZE: ("model_path",),
+    _PROCESSED_BATCH_SIZE: ("model_path",),
+    _BATCH_DELAY: ("model_path",),
 }
+
+
+def _limits(name: str) -> Sequence[float]:
+    return _LIMITS_ROWS if name in (_INPUT_BATCH_SIZE, _PROCESSED_BATCH_SIZE) else _LIMITS_US
 
 
 def _labelled(names: Sequence[str], values: Labels) -> str:
@@ -124,8 +179,8 @@ def _escaped(value: str) -> str:
 
 def _histogram_lines(name: str, labels: str, histogram: _Histogram) -> list[str]:
     lines, cumulative = [], 0
-    limits = [f"{limit:g}" for limit in _LIMITS_US] + ["+Inf"]
-    for limit, count in zip(limits, histogram.counts, strict=True):
+    limits = [f"{limit:g}" for limit in _limits(name)] + ["+Inf"]
+    for limit, count in zip(limits, histogram.counts, strict=False):
         cumulative += count
         lines.append(f'{name}_bucket{{{labels},le="{limit}"}} {cumulative}')
     lines.append(f"{name}_sum{{{labels}}} {histogram.total_us:g}")

@@ -112,7 +112,7 @@ class ServerProcess:
             self.admin_port = announced.get("admin_port")
         except BaseException:
             self._keeps_log = True
-            self._terminate()
+            self.stop()
             raise
         logger.debug(
             "server of %s: pid %d, gRPC %d, REST %d",
@@ -126,7 +126,7 @@ class ServerProcess:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._terminate()
+        self.stop()
         if kind is not None:
             self._keeps_log = True
         if not self._keeps_log:
@@ -178,7 +178,8 @@ class ServerProcess:
             f"(its log: {self.log_path})"
         )
 
-    def _terminate(self) -> None:
+    def stop(self) -> None:
+        """SIGTERM, and SIGKILL when that is not obeyed in time."""
         process = self._process
         if process is None:
             return

@@ -5,27 +5,25 @@ import asyncio
 import logging
 import os
 import time
-import zlib
 from collections.abc import Callable, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from isthmus.serving import json_response, routing
+from isthmus.serving.access_log import AccessLog
 from isthmus.serving.config import ServingConfig
 from isthmus.serving.errors import RequestError
+from isthmus.serving.http_body import ClientGoneError, TooLargeError, discard_body, read_body
 from isthmus.serving.http_limits import HttpLimits
-from isthmus.serving.http_server import Headers, HttpServer, Receive, Send, respond
+from isthmus.serving.http_server import Headers, HttpServer, Message, Receive, Send, respond
 from isthmus.serving.metrics import CONTENT_TYPE, Metrics
 from isthmus.serving.security import ApiTokens, read_tls
-from isthmus.serving.status import Code, http_status
+from isthmus.serving.status import Code, code_of_http_status, http_status
 
 __all__ = ["RestEdge"]
 
 logger = logging.getLogger(__name__)
 
-# net_http/compression/gzip_zlib.h, kMaxUncompressedBytes.
-_MAX_UNZIPPED_BYTES = 100 * 2**20
-_MAX_DISCARDED_BYTES = 2**20
 
 Answer = Callable[[routing.Route, bytes], bytes]
 
@@ -58,8 +56,10 @@ class RestEdge:
         metrics_path: str | None,
         metrics: Metrics,
         tokens: ApiTokens | None = None,
+        access_log: AccessLog | None = None,
     ) -> None:
         self._config = config
+        self._access_log = access_log
         self._metrics = metrics
         self._metrics_path = metrics_path
         self._tokens = tokens
@@ -94,6 +94,7 @@ class RestEdge:
             metrics_path=self._metrics_path,
             cors=self._config.rest_api_enable_cors_support,
             tokens=self._tokens,
+            access_log=self._access_log,
             max_body_bytes=self._config.max_request_bytes,
         )
         self._server.start(application)
@@ -113,6 +114,7 @@ class _Application:
         metrics_path: str | None,
         cors: bool,
         tokens: ApiTokens | None,
+        access_log: AccessLog | None,
         max_body_bytes: int,
     ) -> None:
         self._answer = answer
@@ -122,11 +124,14 @@ class _Application:
         self._headers = _JSON + _CORS if cors else _JSON
         self._cors = cors
         self._tokens = tokens
+        self._access_log = access_log
         self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         assert scope["type"] == "http"
         path = _path_and_query(scope)
+        if self._access_log is not None:
+            receive, send = _logged(scope, path, receive, send, self._access_log)
         refusal = self._refusal(scope)
         if refusal is not None:
             await respond(send, *refusal, self._headers + _CLOSE)
@@ -150,7 +155,7 @@ class _Application:
     async def _api(self, scope: MutableMapping[str, Any], path: str, receive: Receive, send: Send) -> None:
         started, method, route = time.perf_counter(), scope["method"], None
         try:
-            body = await _read_body(scope, receive, self._max_body_bytes)
+            body = await read_body(scope, receive, self._max_body_bytes)
             if self._cors and method == "OPTIONS":
                 await respond(send, 200, b"", self._headers)
                 return
@@ -163,10 +168,10 @@ class _Application:
                 http_status(error.code),
                 json_response.error_body(error.message),
             )
-        except _ClientGoneError:
+        except ClientGoneError:
             return
-        except _TooLargeError:
-            await _discard_body(receive, self._max_body_bytes + _MAX_DISCARDED_BYTES)
+        except TooLargeError:
+            await discard_body(receive, self._max_body_bytes)
             text = f"the body exceeds {self._max_body_bytes} bytes"
             await respond(send, 413, json_response.error_body(text), self._headers + _CLOSE)
             return
@@ -193,54 +198,32 @@ def _path_and_query(scope: MutableMapping[str, Any]) -> str:
     return (path + b"?" + query if query else path).decode("latin-1")
 
 
-class _ClientGoneError(Exception):
-    """The connection was closed before the body was complete."""
+def _logged(
+    scope: MutableMapping[str, Any], path: str, receive: Receive, send: Send, log: AccessLog
+) -> tuple[Receive, Send]:
+    """The two ends of a request, counting; its line is written with the last byte of the answer."""
+    started, counts = time.perf_counter(), {"in": 0, "out": 0, "status": 0}
 
-
-class _TooLargeError(Exception):
-    """The body is longer than allowed."""
-
-
-async def _discard_body(receive: Receive, max_bytes: int) -> None:
-    """Most clients read no answer before they have sent everything."""
-    size = 0
-    while size <= max_bytes:
+    async def counting_receive() -> Message:
         message = await receive()
-        size += len(message.get("body", b""))
-        if message["type"] == "http.disconnect" or not message.get("more_body"):
-            return
+        counts["in"] += len(message.get("body", b""))
+        return message
 
+    async def counting_send(message: Message) -> None:
+        counts["status"] = message.get("status", counts["status"])
+        counts["out"] += len(message.get("body", b""))
+        await send(message)
+        if message["type"] == "http.response.body" and not message.get("more_body"):
+            log.request(
+                wire="REST",
+                peer=":".join(map(str, scope.get("client") or ("", ""))),
+                method=scope["method"],
+                path=path,
+                status=code_of_http_status(counts["status"]).name,
+                http_status=counts["status"],
+                bytes_in=counts["in"],
+                bytes_out=counts["out"],
+                duration_ms=(time.perf_counter() - started) * 1e3,
+            )
 
-async def _read_body(scope: MutableMapping[str, Any], receive: Receive, max_bytes: int) -> bytes:
-    headers = dict(scope["headers"])
-    announced = headers.get(b"content-length", b"0")
-    if announced.isdigit() and int(announced) > max_bytes:
-        raise _TooLargeError
-    chunks: list[bytes] = []
-    size = 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise _ClientGoneError
-        chunk = message.get("body", b"")
-        size += len(chunk)
-        if size > max_bytes:
-            raise _TooLargeError
-        chunks.append(chunk)
-        if not message.get("more_body"):
-            break
-    body = b"".join(chunks)
-    if b"gzip" not in headers.get(b"content-encoding", b""):
-        return body
-    return _unzipped(body, min(max_bytes, _MAX_UNZIPPED_BYTES))
-
-
-def _unzipped(body: bytes, max_bytes: int) -> bytes:
-    """The content of a gzip body; nothing for one that is broken or too long, as in the original."""
-    decompressor = zlib.decompressobj(wbits=31)
-    try:
-        content = decompressor.decompress(body, max_bytes)
-    except zlib.error as error:
-        logger.debug("a gzip body could not be read: %s", error)
-        return b""
-    return content if decompressor.eof else b""
+    return counting_receive, counting_send

@@ -15,6 +15,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from isthmus.serving import model_config
+from isthmus.serving.access_log import AccessLog
 from isthmus.serving.admin import admin_application
 from isthmus.serving.batching import BatchingParameters, read_parameters
 from isthmus.serving.config import ServingConfig
@@ -22,6 +23,7 @@ from isthmus.serving.errors import RequestError, ServingError
 from isthmus.serving.grpc_edge import GrpcEdge
 from isthmus.serving.http_server import HttpServer
 from isthmus.serving.metrics import DEFAULT_PATH, Metrics
+from isthmus.serving.prediction_log import PredictionLog
 from isthmus.serving.private_messages import message_class
 from isthmus.serving.rest_edge import RestEdge
 from isthmus.serving.security import RELOAD_FROM, ApiTokens
@@ -29,6 +31,7 @@ from isthmus.serving.tensorflow_import import import_tensorflow
 from isthmus.serving.versions import ModelSettings
 
 if TYPE_CHECKING:
+    from isthmus.serving.admin_api import AdminApi
     from isthmus.serving.manager import ModelManager
 
 __all__ = ["EmbeddedServer", "serve"]
@@ -55,14 +58,27 @@ class EmbeddedServer:
         self._stopping = threading.Event()
         self._metrics = Metrics()
         metrics_path = configured_metrics_path(config)
-        tokens = None if config.api_token_file is None else ApiTokens(config.api_token_file)
+        self._access_log = None if config.access_log_file is None else AccessLog(config.access_log_file)
+        self._predictions = (
+            None
+            if config.prediction_log_folder is None
+            else PredictionLog(config.prediction_log_folder, config.prediction_log_sampling_rate)
+        )
+        self._admin_api: AdminApi | None = None
+        self._tokens = None if config.api_token_file is None else ApiTokens(config.api_token_file)
         if config.reload_config_from not in RELOAD_FROM:
             raise ServingError(
                 f"--reload_config_from={config.reload_config_from} is not one of {', '.join(RELOAD_FROM)}"
             )
-        self._grpc = GrpcEdge(config, self._metrics, tokens)
+        self._grpc = GrpcEdge(config, self._metrics, self._tokens, self._access_log)
         try:
-            self._rest = RestEdge(config, metrics_path=metrics_path, metrics=self._metrics, tokens=tokens)
+            self._rest = RestEdge(
+                config,
+                metrics_path=metrics_path,
+                metrics=self._metrics,
+                tokens=self._tokens,
+                access_log=self._access_log,
+            )
             self._admin = None if config.admin_port is None else _admin_server(config)
         except ServingError:
             self._grpc.stop(0)
@@ -90,9 +106,12 @@ class EmbeddedServer:
             ServingError: a model could not be loaded.
         """
         if self._admin is not None:
-            self._admin.start(admin_application(self._metrics, self._missing_models))
+            self._admin.start(
+                admin_application(self._metrics, self._missing_models, lambda: self._admin_api, self._tokens)
+            )
         import_tensorflow()
         from isthmus.serving import loading
+        from isthmus.serving.admin_api import AdminApi
         from isthmus.serving.manager import ModelManager
         from isthmus.serving.service import Service
 
@@ -104,6 +123,9 @@ class EmbeddedServer:
             num_load_threads=self.config.num_load_threads or 2,
             allow_labels_for_unavailable=self.config.allow_version_labels_for_unavailable_models,
         )
+        self._admin_api = AdminApi(
+            self._manager, self._metrics, timeout_ms=max(self.config.rest_api_timeout_in_ms, 0)
+        )
         if self._stopping.is_set():
             self._manager.request_stop()
         self._manager.start()
@@ -111,7 +133,7 @@ class EmbeddedServer:
             self._manager.reload(self._models)
         except RequestError as error:
             raise ServingError(f"Failed to start server. Error: {error}") from error
-        service = Service(self._manager, self.config, self._metrics)
+        service = Service(self._manager, self.config, self._metrics, self._predictions)
         self._grpc.start(service)
         self._rest.start(service.rest)
         if self.config.model_config_file is not None and self.config.model_config_file_poll_wait_seconds > 0:
@@ -138,6 +160,9 @@ class EmbeddedServer:
         self._grpc.stop(self.config.drain_seconds)
         if self._manager is not None:
             self._manager.stop()
+        for log in (self._access_log, self._predictions):
+            if log is not None:
+                log.stop()
         if self._admin is not None:
             self._admin.stop()
 

@@ -15,6 +15,7 @@ from tensorflow_serving.apis import (
     get_model_metadata_pb2,
     get_model_status_pb2,
     model_management_pb2,
+    model_pb2,
     predict_pb2,
     regression_pb2,
 )
@@ -32,6 +33,7 @@ from isthmus.serving.config import ServingConfig
 from isthmus.serving.errors import RequestError
 from isthmus.serving.manager import ModelManager
 from isthmus.serving.metrics import Metrics
+from isthmus.serving.prediction_log import PredictionLog
 from isthmus.serving.routing import ModelRef, Route
 from isthmus.serving.savedmodel import DEFAULT_SIGNATURE, LoadedModel
 from isthmus.serving.status import Code
@@ -56,8 +58,15 @@ def model_ref(spec: Any) -> ModelRef:
 class Service:
     """The API over a `ModelManager`."""
 
-    def __init__(self, manager: ModelManager, config: ServingConfig, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        manager: ModelManager,
+        config: ServingConfig,
+        metrics: Metrics,
+        predictions: PredictionLog | None = None,
+    ) -> None:
         self.manager = manager
+        self._predictions = predictions
         self._metrics = metrics
         self._as_content = config.enable_serialization_as_tensor_content
         check = config.enable_signature_method_name_check
@@ -92,6 +101,8 @@ class Service:
         _fill_spec(response.model_spec, spec, version)
         for alias, array in outputs.items():
             tensors.fill_proto(response.outputs[alias], array, as_content=self._as_content)
+        if self._predictions is not None and self._predictions.is_sampled():
+            self._predictions.predict(request, response)
         return response
 
     def classify(self, request: Any) -> Any:
@@ -102,6 +113,8 @@ class Service:
             result = examples.classify(model, spec.signature_name, request.input, self._grpc_options)
         response.result.CopyFrom(result)
         _fill_spec(response.model_spec, spec, version)
+        if self._predictions is not None and self._predictions.is_sampled():
+            self._predictions.classify(request, response)
         return response
 
     def regress(self, request: Any) -> Any:
@@ -112,6 +125,8 @@ class Service:
             result = examples.regress(model, spec.signature_name, request.input, self._grpc_options)
         response.result.CopyFrom(result)
         _fill_spec(response.model_spec, spec, version)
+        if self._predictions is not None and self._predictions.is_sampled():
+            self._predictions.regress(request, response)
         return response
 
     def multi_inference(self, request: Any) -> Any:
@@ -194,8 +209,14 @@ class Service:
                 return inference.input_infos(model, signature)
 
         parsed = json_request.parse_predict(body, infos_of)
-        with self._running(ref, "Predict") as (model, _):
+        with self._running(ref, "Predict") as (model, version):
             outputs = inference.predict(model, parsed.signature_name, parsed.inputs, self._rest_options)
+        if self._predictions is not None and self._predictions.is_sampled():
+            spec = model_pb2.ModelSpec(
+                name=ref.name, signature_name=parsed.signature_name or DEFAULT_SIGNATURE
+            )
+            spec.version.value = version
+            self._predictions.predict_arrays(spec, parsed.inputs, outputs)
         return json_response.predictions(outputs, row_format=parsed.row_format)
 
     def _rest_status(self, ref: ModelRef, _body: bytes) -> bytes:

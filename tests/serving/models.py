@@ -8,6 +8,7 @@ To run the conformance suite against a real TensorFlow Serving:
     pytest tests/serving/conformance --target=localhost:8500:8501
 """
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,7 @@ def write_all(root: Path) -> Path:
     for version in (1, 2, 3):
         write_half_plus_tf2(root / "half_plus_n" / str(version), addend=float(version))
     write_echo(root / "echo" / "7")
+    write_colours(root / "colours" / "1")
     config = root / "models.config"
     config.write_text(CONFIG.format(root=root.absolute()))
     return config
@@ -172,6 +174,32 @@ def write_echo(path: Path) -> None:
 
     add("slow", {"x": vector}, slow)
     tf.saved_model.save(module, str(path), signatures=signatures)
+
+
+def write_colours(path: Path) -> None:
+    """Which of red, green and blue an encoded image has most of; with a bundle's manifest."""
+    names = tf.constant(["red", "green", "blue"])
+
+    def mean_colour(data: Any) -> Any:
+        image = tf.io.decode_image(data, channels=3, expand_animations=False)
+        return tf.reduce_mean(tf.cast(image, tf.float32), [0, 1]) / 64.0
+
+    def classify(image_bytes: Any) -> Any:
+        shares = tf.nn.softmax(tf.map_fn(mean_colour, image_bytes, fn_output_signature=tf.float32))
+        best = tf.argmax(shares, 1)
+        return {"probabilities": shares, "class_id": best, "label": tf.gather(names, best)}
+
+    spec = tf.TensorSpec([None], tf.string, name="image_bytes")
+    signature = tf.function(classify).get_concrete_function(image_bytes=spec)
+    tf.saved_model.save(tf.Module(), str(path), signatures=signature)
+    (path / "assets.extra").mkdir()
+    manifest = {
+        "model": {"name": "colour_mean"},
+        "source": {"commit": "0123456789abcdef0123"},
+        "dataset": {"name": "crayons"},
+        "parity": {"passed": True},
+    }
+    (path / "assets.extra" / "manifest.json").write_text(json.dumps(manifest))
 
 
 if __name__ == "__main__":
