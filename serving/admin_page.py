@@ -23,8 +23,9 @@ td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
   gap: 1rem; justify-content: center; margin-top: .9rem; min-height: 4.5rem; padding: .6rem; }
 .drop.over, .drop:focus-within { border-color: currentColor; }
 .drop img { max-height: 6rem; max-width: 9rem; } .drop input { height: 1px; opacity: 0; width: 1px; }
-pre { background: var(--soft); border-radius: .4rem; margin: .6rem 0 0; overflow: auto; padding: .6rem;
-  white-space: pre-wrap; }
+pre { background: var(--soft); border-radius: .4rem; margin: .6rem 0 0; max-height: 10rem;
+  overflow: auto; padding: .6rem; white-space: pre-wrap; }
+td.wide { width: 60%; }
 .bar { background: var(--soft); height: .5rem; } .bar div { background: var(--good); height: 100%; }
 #note { color: var(--bad); min-height: 1.5em; } footer { font-size: .85rem; opacity: .75; }
 """
@@ -102,7 +103,8 @@ function bars(answer) {
   const box = make('table');
   const label = outputs.label ? String(outputs.label[0]) : '';
   list.map((share, index) => [share, index]).sort((a, b) => b[0] - a[0]).slice(0, 5).forEach(([share, index], rank) => {
-    const line = make('tr'), cell = make('td'), bar = make('div', undefined, 'bar'), inner = make('div');
+    const line = make('tr'), cell = make('td', undefined, 'wide'), bar = make('div', undefined, 'bar');
+    const inner = make('div');
     inner.style.width = `${Math.max(0, Math.min(1, share)) * 100}%`;
     bar.append(inner); cell.append(bar);
     line.append(make('td', rank === 0 && label ? `${label} (class ${index})` : `class ${index}`),
@@ -131,7 +133,8 @@ async function predict(name, file, picture) {
     const ms = (performance.now() - started).toFixed(1);
     let answer = null;
     try { answer = JSON.parse(text); } catch (error) { answer = null; }
-    results.set(name, { answer: response.ok ? answer : null, text: `${file.name} · ${ms} ms\\n${text}` });
+    const said = answer ? JSON.stringify(answer) : text;
+    results.set(name, { answer: response.ok ? answer : null, text: `${file.name} · ${ms} ms\\n${said}` });
   } catch (error) {
     results.set(name, { answer: null, text: String(error) });
   }

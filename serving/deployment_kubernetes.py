@@ -17,6 +17,19 @@ _NAME_LABEL = "app.kubernetes.io/name"
 _CLIENT_LABEL = "isthmus.dev/client-of"
 
 
+class _Dumper(yaml.SafeDumper):
+    """Texts of several lines as blocks, and nothing by reference."""
+
+    def ignore_aliases(self, _data: Any) -> bool:
+        return True
+
+    def represent_text(self, text: str) -> Any:
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_Dumper.add_representer(str, _Dumper.represent_text)
+
+
 def manifests(deployment: "Deployment", configs: Mapping[str, str]) -> str:
     """All objects, as one YAML stream."""
     objects = [
@@ -33,24 +46,27 @@ def manifests(deployment: "Deployment", configs: Mapping[str, str]) -> str:
         ),
         _object("networking.k8s.io/v1", "NetworkPolicy", deployment, spec=_network_policy(deployment)),
     ]
-    return _HEADER + str(yaml.safe_dump_all(objects, sort_keys=False, width=110))
+    return _HEADER + str(yaml.dump_all(objects, Dumper=_Dumper, sort_keys=False, width=110))
 
 
 def inference_service(deployment: "Deployment") -> str:
     """The same container below KServe, for clusters that have it."""
+    container = _container(deployment)
+    # KServe's own rules: this name, one port, no hooks; the configuration is in the image.
+    container |= {"name": "kserve-container", "ports": [{"containerPort": _REST_PORT, "protocol": "TCP"}]}
+    container["volumeMounts"] = [mount for mount in container["volumeMounts"] if mount["name"] != "config"]
+    del container["lifecycle"]
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        container[probe]["httpGet"]["port"] = _REST_PORT
+    pod = _pod(deployment) | {"containers": [container]}
+    pod["volumes"] = [volume for volume in pod["volumes"] if volume["name"] != "config"]
+    # The account belongs to kubernetes.yaml.
+    del pod["serviceAccountName"]
+    replicas = {"minReplicas": deployment.min_replicas, "maxReplicas": deployment.max_replicas}
     service = _object(
-        "serving.kserve.io/v1beta1",
-        "InferenceService",
-        deployment,
-        spec={
-            "predictor": {
-                "minReplicas": deployment.min_replicas,
-                "maxReplicas": deployment.max_replicas,
-                **_pod(deployment),
-            }
-        },
+        "serving.kserve.io/v1beta1", "InferenceService", deployment, spec={"predictor": {**replicas, **pod}}
     )
-    return _HEADER + str(yaml.safe_dump(service, sort_keys=False, width=110))
+    return _HEADER + str(yaml.dump(service, Dumper=_Dumper, sort_keys=False, width=110))
 
 
 def _labels(deployment: "Deployment") -> dict[str, str]:
@@ -148,12 +164,25 @@ def _probes(deployment: "Deployment") -> dict[str, Any]:
     failed to load): started and ready. The status needs no model: alive is a server that still answers HTTP,
     whatever it serves, because a restart mends no broken version.
     """
-    can_serve = {"httpGet": {"path": f"/v1/models/{deployment.name}/metadata", "port": "http"}}
-    answers = {"httpGet": {"path": f"/v1/models/{deployment.name}", "port": "http"}}
+    status = f"/v1/models/{deployment.name}"
+
+    def get(path: str) -> dict[str, Any]:
+        return {"httpGet": {"path": path, "port": "http"}}
+
     return {
-        "startupProbe": {**can_serve, "periodSeconds": 5, "timeoutSeconds": 5, "failureThreshold": 60},
-        "readinessProbe": {**can_serve, "periodSeconds": 5, "timeoutSeconds": 5, "failureThreshold": 2},
-        "livenessProbe": {**answers, "periodSeconds": 15, "timeoutSeconds": 10, "failureThreshold": 4},
+        "startupProbe": {
+            **get(f"{status}/metadata"),
+            "periodSeconds": 5,
+            "timeoutSeconds": 5,
+            "failureThreshold": 60,
+        },
+        "readinessProbe": {
+            **get(f"{status}/metadata"),
+            "periodSeconds": 5,
+            "timeoutSeconds": 5,
+            "failureThreshold": 2,
+        },
+        "livenessProbe": {**get(status), "periodSeconds": 15, "timeoutSeconds": 10, "failureThreshold": 4},
     }
 
 
