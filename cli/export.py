@@ -48,6 +48,7 @@ def _checkpoint(arguments: argparse.Namespace) -> int:
             tracking_uri=arguments.tracking_uri,
             recipe=recipe.to_dict(),
             force=arguments.force,
+            diagnose=arguments.diagnose,
         )
     commands.report(arguments, {"bundle": bundle}, log)
     return 0
@@ -81,6 +82,7 @@ def _elsewhere(arguments: argparse.Namespace) -> int:
             recipe=recipe.to_dict(),
             force=arguments.force,
             images=images,
+            diagnose=arguments.diagnose,
         )
     commands.report(arguments, {"bundle": bundle, "checkpoint": checkpoint}, log)
     return 0

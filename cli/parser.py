@@ -55,6 +55,11 @@ def _add_export(subparsers: Any) -> None:
     )
     command.add_argument("--force", action="store_true", help="export again although nothing changed")
     _add_elsewhere(command.add_argument_group("a model that was trained elsewhere (no recipe needed)"))
+    command.add_argument(
+        "--diagnose",
+        action="store_true",
+        help="where a gate fails: the first ONNX node that differs, and by how much",
+    )
     _add_coverage(command.add_argument_group("every model family of timm"))
     command.set_defaults(run=commands.export)
 

@@ -17,7 +17,7 @@ import logging
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -160,7 +160,10 @@ class CoverageRun:
                 "error": stage.error,
                 "top1_agreement": stage.top1_agreement,
                 "problem": stage.problem,
-                "transposes": answer["operators"].get("Transpose", 0),
+                # oneDNN's kernels have names of their own.
+                "transposes": sum(
+                    answer["operators"].get(name, 0) for name in ("Transpose", "_MklTranspose")
+                ),
                 "mkl_layer_norms": answer["operators"].get("_MklLayerNorm", 0),
                 "saved_model_bytes": sum(p.stat().st_size for p in saved_model.rglob("*") if p.is_file()),
             }
@@ -212,11 +215,6 @@ def line(result: dict[str, Any]) -> str:
     if not result["passed"]:
         return f"{name} FAILED: {result['problem']}"
     return f"{name} {result['rung']:<8} {result['error']:.1e}  {result['seconds']:.0f} s"
-
-
-def with_rungs(config: ExportConfig, rungs: Sequence[Rung]) -> ExportConfig:
-    """The same configuration with other rungs."""
-    return replace(config, rungs=tuple(rungs))
 
 
 def _facts(torch_half: dict[str, Any]) -> dict[str, Any]:

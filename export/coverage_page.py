@@ -96,11 +96,11 @@ def _row(row: dict[str, Any]) -> str:
         _number(last.get("error")),
         _number(row.get("onnx_error")),
         _number(randomization.get("conditioning")),
-        f"{randomization['shift']:.0f}" if randomization else "",
+        f"{randomization['shift']:g}" if randomization else "",
         f"{row['seconds']:.0f}",
         _megabytes(last.get("conversion_memory_bytes")),
         _megabytes(row.get("weights_bytes")),
-        str(last.get("transposes", "")),
+        "" if last.get("transposes") is None else str(last["transposes"]),
         row["rung"] if row["passed"] else "**none**",
     ]
     return f"| {' | '.join(cells)} |"

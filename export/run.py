@@ -44,6 +44,7 @@ def export(
     recipe: dict[str, Any],
     force: bool = False,
     images: ReferenceImages | None = None,
+    diagnose: bool = False,
 ) -> Path:
     """Carry a checkpoint across the bridge and publish the bundle.
 
@@ -57,6 +58,7 @@ def export(
         recipe: The resolved recipe, recorded as it is.
         force: Export again although nothing changed.
         images: Instead of data_root for a model that was trained elsewhere: any folder of images.
+        diagnose: Where no rung passes, say which ONNX node is the first to differ (minutes).
 
     Returns:
         The published bundle, or the earlier one made from the same checkpoint, configuration and code.
@@ -87,6 +89,7 @@ def export(
             staging=stage,
             target=folder / bundle_id,
             log_stem=home.absolute() / "logs" / f"export-{name}-{bundle_id}",
+            diagnose=diagnose,
         )
         return exporter.run(home=home, tracking_uri=tracking_uri)
 
@@ -106,10 +109,12 @@ class _Exporter:
         staging: Staging,
         target: Path,
         log_stem: Path,
+        diagnose: bool,
     ) -> None:
         self.name, self.source, self.images = name, source, images
         self.config, self.recipe, self.fingerprint = config, recipe, fingerprint
         self.staging, self.target, self.log_stem = staging, target, log_stem
+        self.diagnose = diagnose
         self.bundle = staging.path / "bundle"
         self.bundle.mkdir()
         self.runner = JobRunner(
@@ -236,12 +241,34 @@ class _Exporter:
         stem = self.log_stem.with_name(f"{self.log_stem.name}-parity")
         self._write_parity(report, stem)
         reasons = [f"{attempt.rung}: {attempt.problem}" for attempt in attempts]
+        if self.diagnose:
+            self._diagnose(stage, attempts)
         if not attempts:
             reasons = [f"{stage.title}: {stage.problem}"]
         return ParityRefusedError(
             f"{self.name} is not exported, it would not be the same model. {' | '.join(reasons)}. "
             f"See {stem}.png and {self.runner.log_path}"
         )
+
+    def _diagnose(self, stage: StageResult, attempts: list[Attempt]) -> None:
+        from isthmus.export.diagnosis import diagnose
+
+        if not attempts:
+            log.info(
+                "diagnosis: %s is already another model: no graph of TensorFlow is to blame", stage.title
+            )
+            return
+        lines = diagnose(
+            attempts,
+            runner=self.runner,
+            folder=self.staging.path,
+            onnx=self.bundle / "model.onnx",
+            reference=self.bundle / "reference.npz",
+            limit=self.config.gates.logit_error,
+            stem=self.log_stem.with_name(f"{self.log_stem.name}-diagnosis"),
+        )
+        for line in lines:
+            log.info("%s", line)
 
 
 def _data_root(source: Checkpoint, data_root: Path | None) -> Path:
