@@ -133,12 +133,13 @@ def _build(name: str, args: dict[str, Any], *, pretrained: bool) -> torch.nn.Mod
 
     try:
         return timm.create_model(name, pretrained=pretrained, **args).eval()
-    except (TypeError, ValueError, AssertionError) as error:
-        raise ExportError(f"timm cannot build {name} with {args}: {_line(error)}") from error
-    except (OSError, RuntimeError) as error:
-        raise ExportError(
-            f"no pretrained weights for {name}: {_line(error)}; give a file with --weights"
-        ) from error
+    except Exception as error:
+        # A download fails in the ways of whatever library timm downloads with.
+        what = (
+            f"has no pretrained weights of {name} here" if pretrained else f"cannot build {name} with {args}"
+        )
+        hint = "; give a file with --weights" if pretrained else ""
+        raise ExportError(f"timm {what}: {_line(error)}{hint}") from error
 
 
 def _adopt_onnx(origin: dict[str, Any], target: Path) -> _Adopted:
