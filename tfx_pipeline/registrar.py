@@ -50,7 +50,6 @@ class Executor(base_executor.BaseExecutor):
         if (error := Verdict.read(inputs["parity"]).details.get("error")) is not None:
             metrics["parity/pipeline/error"] = error
         tracking.connect(Path(exec_properties["home"]), exec_properties["tracking_uri"] or None)
-        manifest = _linked_in_this_store(manifest)
         was_pushed = pushed.get_int_custom_property("pushed") == 1
         mlmd = self._mlmd_ids(inputs)
         with tracking.start_stage_run(
@@ -113,25 +112,6 @@ class Executor(base_executor.BaseExecutor):
         if model_id:
             tracking.link_models(run_id, inputs=[model_id])
         tracking.log_metrics(run_id, metrics, model_id=model_id, dataset=evaluated_on)
-
-
-def _linked_in_this_store(manifest: dict[str, Any]) -> dict[str, Any]:
-    """The manifest, without the LoggedModel's id when the bundle was exported with another MLflow store."""
-    from mlflow.exceptions import MlflowException
-
-    import mlflow
-
-    links = manifest["export"].get("mlflow") or {}
-    model_id = links.get("saved_model_id")
-    if model_id is None:
-        return manifest
-    try:
-        mlflow.MlflowClient().get_logged_model(model_id)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        return {**manifest, "export": {**manifest["export"], "mlflow": {**links, "saved_model_id": None}}}
-    return manifest
 
 
 class RegistrarSpec(ComponentSpec):

@@ -27,6 +27,7 @@ from isthmus.tfx_pipeline.imports import torch_kept_out
 if TYPE_CHECKING:
     from isthmus.export.bundle import Bundle
     from isthmus.tfx_pipeline.runner import Outcome
+    from mlflow import MlflowClient
 
 logger = logging.getLogger(__name__)
 
@@ -236,13 +237,31 @@ def _registry_state(name: str, bundle: Bundle, *, home: Path, tracking_uri: str 
     from isthmus.lineage import registry, tracking
 
     home.mkdir(parents=True, exist_ok=True)
-    tracking.connect(home, tracking_uri)
+    _check_link(bundle, tracking.connect(home, tracking_uri))
     digest = bundle.manifest["saved_model_digest"]
     champion = registry.champion(name)
     registered = bool(registry.find(name, saved_model_digest=digest))
     if champion is None or champion.saved_model_digest == digest:
         return "", registered
     return champion.saved_model_digest or f"version {champion.version}", registered
+
+
+def _check_link(bundle: Bundle, client: MlflowClient) -> None:
+    """Refuse a bundle whose record is in another store: the version could not be traced back from this one."""
+    from mlflow.exceptions import MlflowException
+
+    model_id = (bundle.manifest["export"].get("mlflow") or {}).get("saved_model_id")
+    if model_id is None:
+        return
+    try:
+        client.get_logged_model(model_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        raise PipelineError(
+            f"{bundle.path} was exported with another MLflow store: its model {model_id} is not in "
+            f"{client.tracking_uri}; give that store as --tracking-uri, or export again with this one"
+        ) from error
 
 
 def _curated_schema(config: PipelineConfig, root: Path) -> str | None:

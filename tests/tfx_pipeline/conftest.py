@@ -170,8 +170,7 @@ def _manifest(name: str, images: Path) -> dict[str, Any]:
             "exporter": "torchscript",
             "rung": "direct",
             "fingerprint": "2" * 64,
-            # As in a bundle that was exported with another MLflow store.
-            "mlflow": {"run_id": "3" * 32, "saved_model_id": f"m-{'4' * 32}"},
+            "mlflow": {},
         },
         "versions": {},
         "parity": {

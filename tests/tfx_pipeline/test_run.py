@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 import subprocess
@@ -75,6 +76,22 @@ def test_no_schema(run: Run, make_bundle: Callable[..., Path], tmp_path: Path) -
         PipelineError, match=r"no schema at .*; leave pipeline.schema out to have one inferred"
     ):
         run(make_bundle(), config=PipelineConfig(schema=tmp_path / "schema.pbtxt"))
+
+
+def test_a_bundle_of_another_store(
+    run: Run, make_bundle: Callable[..., Path], tmp_path: Path, home: Path
+) -> None:
+    bundle = Path(shutil.copytree(make_bundle(), tmp_path / "bundle"))
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["export"]["mlflow"] = {"saved_model_id": "m-elsewhere"}
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(PipelineError) as raised:
+        run(bundle)
+    assert str(raised.value) == (
+        f"{bundle} was exported with another MLflow store: its model m-elsewhere is not in "
+        f"sqlite:///{home}/mlflow.db; give that store as --tracking-uri, or export again with this one"
+    )
+    assert versions(home) == []
 
 
 def test_a_second_run_at_the_same_time_is_refused(
