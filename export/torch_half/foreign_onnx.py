@@ -216,7 +216,7 @@ def _layout(
         raise ExportError(
             f"{file}: input {name!r} is {dims}; [N, 3, H, W] or [N, H, W, 3] is wanted (RGB images)"
         )
-    edges: list[int | None] = list(wanted[1:]) if wanted else [None, None]
+    edges: list[int | None] = [*wanted[1:]] if wanted else [None, None]
     places = (2, 3) if layout == "NCHW" else (1, 2)
     size = []
     for place, given in zip(places, edges, strict=True):
