@@ -56,9 +56,8 @@ def _places(champion: Version, scratch: Path) -> Iterator[Path]:
     if champion.bundle is not None:
         yield Path(champion.bundle) / "saved_model"
     if champion.model_id is not None:
-        from mlflow.exceptions import MlflowException
-
         import mlflow
+        from mlflow.exceptions import MlflowException
 
         try:
             downloaded = mlflow.artifacts.download_artifacts(

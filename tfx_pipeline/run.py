@@ -25,9 +25,10 @@ from isthmus.tfx_pipeline.errors import NotPushedError, PipelineError
 from isthmus.tfx_pipeline.imports import torch_kept_out
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
     from isthmus.export.bundle import Bundle
     from isthmus.tfx_pipeline.runner import Outcome
-    from mlflow import MlflowClient
 
 logger = logging.getLogger(__name__)
 

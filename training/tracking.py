@@ -44,11 +44,11 @@ class Run:
         tags: Mapping[str, str],
     ) -> str:
         """Store the model (moved to the CPU) as a LoggedModel with its signature; returns the model id."""
+        import mlflow
         import numpy as np
         from mlflow.models import ModelSignature
         from mlflow.types import Schema, TensorSpec
 
-        import mlflow
         from isthmus.lineage.source import library_versions
 
         versions = library_versions(REQUIREMENTS)

@@ -59,9 +59,8 @@ def quiet_mlflow() -> None:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     # GitPython, which MLflow asks for the commit, complains at import where git is not installed.
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-    from mlflow.telemetry import set_telemetry_client
-
     import mlflow  # noqa: F401
+    from mlflow.telemetry import set_telemetry_client
 
     # Of MLflow's own chat types, when mlflow.pyfunc is imported; nothing a user could do about.
     warnings.filterwarnings("ignore", message=".*type hint is inferred as AnyType", category=UserWarning)
@@ -234,9 +233,8 @@ def mlflow_name(text: str) -> str:
 
 def log_params(run_id: str, params: Mapping[str, Any]) -> None:
     """Record parameters of a run, nested keys joined with dots, values cut at MLflow's 6,000 characters."""
-    from mlflow.entities import Param
-
     import mlflow
+    from mlflow.entities import Param
 
     rows = [Param(mlflow_name(key), str(value)[:_MAX_PARAM_CHARS]) for key, value in flatten(params).items()]
     client = mlflow.MlflowClient()
@@ -253,9 +251,8 @@ def log_metrics(
     dataset: DatasetRef | None = None,
 ) -> None:
     """Record metrics of a run at one step (an epoch), linked to a LoggedModel and a data set when given."""
-    from mlflow.entities import Metric
-
     import mlflow
+    from mlflow.entities import Metric
 
     now_ms = int(time.time() * 1000)
     rows = [
@@ -278,9 +275,8 @@ def log_metrics(
 
 def log_tags(run_id: str, tags: Mapping[str, Any]) -> None:
     """Set tags of a run (prefix as in `start_stage_run`)."""
-    from mlflow.entities import RunTag
-
     import mlflow
+    from mlflow.entities import RunTag
 
     mlflow.MlflowClient().log_batch(
         run_id, tags=[RunTag(key, value) for key, value in prefixed(tags).items()]
@@ -302,9 +298,8 @@ def log_dataset(
     the whole goes into the profile and into the run's tag `isthmus.dataset_digest`. `source` is where the
     images come from (`dataset.json`'s source, or the folder); `profile` is free (split sizes).
     """
-    from mlflow.entities import Dataset, DatasetInput, InputTag
-
     import mlflow
+    from mlflow.entities import Dataset, DatasetInput, InputTag
 
     entry = Dataset(
         name=name,
@@ -322,9 +317,8 @@ def log_dataset(
 
 def link_models(run_id: str, *, inputs: Sequence[str] = (), outputs: Sequence[str] = ()) -> None:
     """Record LoggedModels (their ids) as inputs and outputs of a run."""
-    from mlflow.entities import LoggedModelInput, LoggedModelOutput
-
     import mlflow
+    from mlflow.entities import LoggedModelInput, LoggedModelOutput
 
     client = mlflow.MlflowClient()
     if inputs:

@@ -18,9 +18,8 @@ from isthmus.lineage import history, tracking
 from isthmus.lineage.errors import LineageError
 
 if TYPE_CHECKING:
-    from mlflow.entities.model_registry import ModelVersion
-
     from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
 
 log = logging.getLogger(__name__)
 

@@ -23,9 +23,8 @@ def _onnx_file(path: Path) -> Path:
 
 
 def test_onnx_model_loads_and_scores_through_mlflow(home, tmp_path):
-    import numpy as np
-
     import mlflow
+    import numpy as np
 
     path = _onnx_file(tmp_path / "model.onnx")
     with tracking.start_stage_run(experiment="digits", stage="export") as run:
