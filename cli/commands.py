@@ -91,27 +91,9 @@ def registry(arguments: argparse.Namespace) -> int:
 
 def lineage(arguments: argparse.Namespace) -> int:
     """`isthmus lineage SUBJECT`: the chain from a served version back to the commit and the data."""
-    from isthmus.lineage import render
-    from isthmus.lineage.query import lineage as run
-    from isthmus.lineage.verify import verify, worst
+    from isthmus.cli.lineage import run
 
-    chain = run(
-        arguments.subject,
-        home=arguments.home,
-        tracking_uri=arguments.tracking_uri,
-        at=arguments.at,
-    )
-    checks = verify(chain) if arguments.verify else []
-    if arguments.json:
-        answer = chain.to_dict()
-        if arguments.verify:
-            answer = {**answer, "checks": [check.to_dict() for check in checks]}
-        print(json.dumps(answer, indent=2))
-    else:
-        print(render.tree(chain))
-        if arguments.verify:
-            print(render.checks(checks))
-    return 1 if arguments.verify and worst(checks) == "broken" else 0
+    return run(arguments)
 
 
 def doctor(arguments: argparse.Namespace) -> int:

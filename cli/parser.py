@@ -155,10 +155,15 @@ def _add_lineage(subparsers: Any) -> None:
     )
     command.add_argument(
         "subject",
+        nargs="?",
         metavar="SUBJECT",
         help="models:/NAME@ALIAS, models:/NAME/VERSION, a pushed directory, a bundle, a checkpoint, "
         "an ONNX file, a git commit or a data set digest",
     )
+    command.add_argument(
+        "--server", metavar="HOST:PORT", help="ask a running server (gRPC) what it serves, instead of SUBJECT"
+    )
+    command.add_argument("--model", metavar="NAME", help="the served model's name, with --server")
     command.add_argument("--at", metavar="TIME", help="as of this UTC time, such as 2026-11-01T12:00")
     command.add_argument("--verify", action="store_true", help="recompute every hash that can be reached")
     _add_store_arguments(command)

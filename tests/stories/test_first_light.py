@@ -131,11 +131,12 @@ def test_lineage_goes_back_to_the_commit_and_the_data(store: Path, pushed: Path)
 
 
 @pytest.fixture(scope="module")
-def rest_port(store: Path, pushed: Path, environment: dict[str, str]) -> Iterator[int]:
+def ports(store: Path, pushed: Path, environment: dict[str, str]) -> Iterator[tuple[int, int]]:
+    """The gRPC and REST ports of `make serve`."""
     del pushed
-    ports = free_ports(2)
+    grpc_port, rest_port = free_ports(2)
     server = subprocess.Popen(
-        ["make", "--silent", "serve", f"STORE={store}", f"PORT={ports[0]}", f"REST_PORT={ports[1]}"],
+        ["make", "--silent", "serve", f"STORE={store}", f"PORT={grpc_port}", f"REST_PORT={rest_port}"],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.DEVNULL,
@@ -143,8 +144,8 @@ def rest_port(store: Path, pushed: Path, environment: dict[str, str]) -> Iterato
         start_new_session=True,
     )
     try:
-        wait_until_available(ports[1])
-        yield ports[1]
+        wait_until_available(rest_port)
+        yield grpc_port, rest_port
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.wait(timeout=60)
@@ -181,11 +182,19 @@ def predict(port: int, image: bytes) -> dict[str, object]:
     return dict(prediction)
 
 
-def test_the_server_reads_a_png_of_every_digit(store: Path, rest_port: int) -> None:
+def test_a_running_server_says_where_its_model_came_from(store: Path, ports: tuple[int, int]) -> None:
+    commit = subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=ROOT, text=True).strip()
+    question = ["lineage", "--server", f"127.0.0.1:{ports[0]}", "--model", "digits", "--home", store]
+    tree = subprocess.check_output([BIN / "isthmus", *question], text=True, timeout=120)
+    assert commit[:7] in tree
+    assert "champion" in tree
+
+
+def test_the_server_reads_a_png_of_every_digit(store: Path, ports: tuple[int, int]) -> None:
     right = 0
     for digit in range(10):
         image = next((store / "data/digits/test" / str(digit)).glob("*.png")).read_bytes()
-        prediction = predict(rest_port, image)
+        prediction = predict(ports[1], image)
         assert set(prediction) == {"probabilities", "class_id", "label"}
         right += prediction["label"] == str(digit)
     assert right >= 9
