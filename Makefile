@@ -25,9 +25,10 @@ UV_VERSION := $(shell sed -n 's/^uv==\([0-9.]*\).*/\1/p' requirements.lock)
 PARTS := cli training export tfx_pipeline serving mlflow/lineage
 
 # What the make line overrides in the recipe: make train MODEL=resnet50 DATA=~/flowers EPOCHS=3
-OVERRIDES = --config $(RECIPE) --home $(STORE) $(if $(MODEL),--model $(MODEL)) $(if $(DATA),--data $(DATA)) \
+OVERRIDES = --config "$(RECIPE)" --home "$(STORE)" $(if $(MODEL),--model $(MODEL)) $(if $(DATA),--data "$(DATA:~/%=$(HOME)/%)") \
 	$(if $(filter command,$(origin NAME)),--name $(NAME)) $(foreach pair,$(SET),--set $(pair)) \
-	$(if $(TRACKING_URI),--tracking-uri $(TRACKING_URI))
+	$(TRACKING)
+TRACKING = $(if $(TRACKING_URI),--tracking-uri "$(TRACKING_URI)")
 TRAINING = $(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(SEED),--seed $(SEED)) $(if $(FORCE),--force)
 
 .PHONY: help
@@ -44,6 +45,7 @@ find_python = for p in $(PYTHON) python3 python3.12 python3.11; do \
 $(VENV)/bin/uv: requirements.lock
 	@python=$$($(find_python)); \
 	if [ -z "$$python" ]; then echo "error: Python 3.11 or 3.12 is needed; install the package python3.11 (or name one: make PYTHON=/path/to/python3.12)" >&2; exit 1; fi; \
+	command -v git >/dev/null || { echo "error: git is needed; install the package git" >&2; exit 1; }; \
 	command -v g++ >/dev/null || { echo "error: a C++ compiler is needed; install the package g++" >&2; exit 1; }; \
 	"$$python" -c 'import sysconfig, os, sys; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' \
 		|| { echo "error: Python's headers are needed; install the package python3-dev" >&2; exit 1; }; \
@@ -75,8 +77,8 @@ build/.files: FORCE_CHECK
 env: build/.linked ## the environment: .venv from requirements.lock, and isthmus linked into it
 
 .PHONY: lock
-lock: $(VENV)/bin/uv ## resolve requirements.lock anew from setup.cfg
-	@$(UV) pip compile --quiet --universal --python-version 3.11 --all-extras --no-emit-index-url --no-emit-find-links \
+lock: $(VENV)/bin/uv ## resolve requirements.lock from setup.cfg; pins that still fit stay (UPGRADE=1: newest)
+	@$(UV) pip compile --quiet $(if $(UPGRADE),--upgrade) --universal --python-version 3.11 --all-extras --no-emit-index-url --no-emit-find-links \
 		--custom-compile-command 'make lock' setup.cfg -o requirements.lock
 
 # ---- the path -------------------------------------------------------------------------------------------------
@@ -96,16 +98,16 @@ serve: $(STORE)/serving/$(NAME) ## serve the pushed model on :8500 (gRPC) and :8
 		--port=$(PORT) --rest_api_port=$(REST_PORT)
 
 promote: build/.linked ## make the challenger champion
-	@$(ISTHMUS) registry promote $(NAME) --home $(STORE)
+	@$(ISTHMUS) registry promote $(NAME) --home "$(STORE)" $(TRACKING)
 
 rollback: build/.linked ## make the previous champion champion again
-	@$(ISTHMUS) registry rollback $(NAME) --home $(STORE)
+	@$(ISTHMUS) registry rollback $(NAME) --home "$(STORE)" $(TRACKING)
 
 lineage: $(STORE)/serving/$(NAME) ## where the champion came from
-	@$(ISTHMUS) lineage models:/$(NAME)@champion --home $(STORE)
+	@$(ISTHMUS) lineage models:/$(NAME)@champion --home "$(STORE)" $(TRACKING)
 
 doctor: build/.linked ## what this machine has, and what is wrong
-	@$(ISTHMUS) doctor --home $(STORE)
+	@$(ISTHMUS) doctor --home "$(STORE)" $(TRACKING)
 
 # Each stage makes what it lacks, and only then: `make export` after `make train MODEL=x` exports x. The first
 # prerequisite is always checked, the stages before it run only where their result does not exist.
@@ -121,7 +123,7 @@ $(STORE)/serving/$(NAME): | $(STORE)/bundles/$(NAME)/latest
 # ---- quality --------------------------------------------------------------------------------------------------
 
 # torch and TensorFlow never share a process, so neither do their tests.
-TORCH_WORLD := tests/cli tests/mlflow tests/training $(filter-out tests/export/tf_half,$(wildcard tests/export/*))
+TORCH_WORLD := $(wildcard tests/test_*.py) tests/cli tests/mlflow tests/training $(filter-out tests/export/tf_half,$(wildcard tests/export/*))
 TF_WORLD := tests/export/tf_half tests/serving tests/tfx_pipeline
 STORIES := tests/stories
 
@@ -141,7 +143,7 @@ lint: build/.linked ## ruff and mypy
 
 .PHONY: extras
 extras: $(VENV)/.installed ## each extra resolves alone, as its own image installs it
-	@for extra in training export pipeline serving lineage dev; do \
+	@mkdir -p build; for extra in training export pipeline serving lineage dev; do \
 		$(UV) pip compile --quiet --python-version 3.11 --python-platform x86_64-manylinux_2_39 --extra $$extra \
 			--constraint requirements.lock setup.cfg -o build/extra-$$extra.txt || exit 1; \
 		echo "isthmus[$$extra] resolves to $$(grep -c '^[a-z]' build/extra-$$extra.txt) packages"; done

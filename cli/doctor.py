@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import platform
 import shutil
 import subprocess
@@ -164,6 +165,7 @@ def _disk(home: Path) -> Finding:
 
 
 def _tracking(home: Path, tracking_uri: str | None) -> Finding:
+    tracking_uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     if tracking_uri is None or not tracking_uri.startswith(("http://", "https://")):
         store = tracking_uri or f"SQLite at {home / 'mlflow.db'}"
         there = "" if tracking_uri or (home / "mlflow.db").exists() else " (made by the first run)"

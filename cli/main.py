@@ -14,6 +14,7 @@ foreseen by the part that raised it and becomes one line; anything else is a bug
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -21,6 +22,9 @@ from collections.abc import Sequence
 from isthmus.cli.parser import build_parser
 
 INTERRUPTED = 130
+
+#: A full or read-only disk and a folder of somebody else are no bugs of ours.
+_OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOTDIR}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,11 +46,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        code = getattr(error, "exit_code", -1)
-        if code < 0:
+        text, code = _foreseen(error)
+        if code is None:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {text}", file=sys.stderr)
         return code
+
+
+def _foreseen(error: Exception) -> tuple[str, int | None]:
+    """What to say of an error and the exit code; None for the code of a bug."""
+    if isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:
+        return f"{error.strerror}: {error.filename or 'the store'}", 1
+    if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("isthmus"):
+        return f"{error.name} is not installed; `isthmus doctor` says which part of isthmus brings it", 1
+    return str(error), getattr(error, "exit_code", None)
 
 
 if __name__ == "__main__":

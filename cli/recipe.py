@@ -21,7 +21,6 @@ import yaml
 from isthmus.cli.errors import UsageError
 from isthmus.export.config import ExportConfig
 from isthmus.lineage.config import RegistryConfig
-from isthmus.serving.config import ServingConfig
 from isthmus.tfx_pipeline.config import PipelineConfig
 from isthmus.training.config import DataConfig, ModelConfig, TrainConfig
 
@@ -46,8 +45,6 @@ class Recipe:
     """How it crosses to TensorFlow, and the gates it must pass."""
     pipeline: PipelineConfig = dataclasses.field(default_factory=PipelineConfig)
     """What the pipeline checks before it pushes."""
-    serving: ServingConfig = dataclasses.field(default_factory=ServingConfig)
-    """How the pushed model is served."""
     registry: RegistryConfig = dataclasses.field(default_factory=RegistryConfig)
     """Who may promote, and what is kept."""
 

@@ -64,6 +64,23 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
         main(["doctor"])
 
 
+def test_a_library_that_is_not_installed_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "packaging.requirements", None)
+    monkeypatch.delitem(sys.modules, "isthmus.cli.doctor", raising=False)
+    assert main(["doctor"]) == 1
+    assert "packaging.requirements is not installed" in capsys.readouterr().err
+
+
+def test_a_home_that_cannot_be_made_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    recipe = Path(__file__).parents[2] / "recipes/digits.yaml"
+    assert main(["train", "--config", str(recipe), "--home", str(file / "home")]) == 1
+    assert capsys.readouterr().err == f"error: Not a directory: {file}/home/logs\n"
+
+
 def test_a_reader_that_leaves_early_is_no_error() -> None:
     done = subprocess.run(
         f"'{ISTHMUS}' doctor | head -1", shell=True, capture_output=True, text=True, timeout=60, check=True
