@@ -46,11 +46,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        text, code = _foreseen(error)
-        if code is None:
+        text, exit_code = _foreseen(error)
+        if exit_code is None:
             raise
         print(f"error: {text}", file=sys.stderr)
-        return code
+        return exit_code
 
 
 def _foreseen(error: Exception) -> tuple[str, int | None]:
