@@ -97,4 +97,8 @@ def _machine() -> str:
         platform.processor(),
     )
     memory_gib = psutil.virtual_memory().total / 2**30
-    return f"{os.cpu_count()} cores of {model}, {memory_gib:.0f} GiB, Python {platform.python_version()}."
+    load = os.getloadavg()[2]
+    return (
+        f"{os.cpu_count()} cores of {model}, {memory_gib:.0f} GiB, Python {platform.python_version()}; "
+        f"load average of the last quarter of an hour when it ended: {load:.1f}."
+    )
