@@ -77,8 +77,13 @@ def _convert(model: onnx.ModelProto) -> Any:
 
 @contextlib.contextmanager
 def _contained() -> Iterator[io.StringIO]:
-    """Keep onnx2tf's prints, its seeds and its downloads from the rest of the process."""
+    """Keep onnx2tf's prints, its seeds, its downloads and its recursion limit from the rest of the process.
+
+    Importing it lifts that limit to 2^31, and then C code that counts on the limit (json's scanner of a deeply
+    nested text) overflows the stack instead of raising RecursionError.
+    """
     said = io.StringIO()
+    recursion_limit = sys.getrecursionlimit()
     python_state, numpy_state = random.getstate(), np.random.get_state()
     try:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), _no_sample_images():
@@ -86,6 +91,7 @@ def _contained() -> Iterator[io.StringIO]:
     finally:
         random.setstate(python_state)
         np.random.set_state(numpy_state)
+        sys.setrecursionlimit(recursion_limit)
 
 
 @contextlib.contextmanager
