@@ -10,7 +10,7 @@ A bundle is published by one rename; what has no manifest.json, or lies in a hid
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -180,10 +180,13 @@ def published(bundles: Path) -> Iterator[Bundle]:
             continue
 
 
-def find_by_fingerprint(bundles: Path, fingerprint: str) -> Bundle | None:
-    """The newest intact bundle made from exactly these inputs, if there is one."""
+def find_by_fingerprint(
+    bundles: Path, fingerprint: str, *, usable: Callable[[Bundle], bool] = lambda _: True
+) -> Bundle | None:
+    """The newest intact and usable bundle made from exactly these inputs, if there is one."""
     for bundle in published(bundles):
-        if bundle.manifest["export"].get("fingerprint") == fingerprint and not bundle.verify():
+        same = bundle.manifest["export"].get("fingerprint") == fingerprint
+        if same and not bundle.verify() and usable(bundle):
             return bundle
     return None
 

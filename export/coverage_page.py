@@ -60,12 +60,6 @@ def passing(text: str) -> dict[str, str]:
     return {family: model for family, model, _ in found}
 
 
-def parameters_of(text: str) -> dict[str, float]:
-    """Family → million parameters of every row of the page."""
-    found = re.findall(r"^\| (\S+) \| `\S+` \| ([\d.]+) \|", text, flags=re.M)
-    return {family: float(millions) for family, millions in found}
-
-
 def _totals(rows: list[dict[str, Any]], failed: list[dict[str, Any]], missing: list[str]) -> str:
     passed = len(rows) - len(failed)
     share = f"{100 * passed / len(rows):.1f} %" if rows else "none"

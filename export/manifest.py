@@ -30,6 +30,9 @@ _LIBRARIES = (
     "torchvision",
 )
 
+#: Sections of a recipe that training has used up: the checkpoint's record of them holds.
+_TRAINED_SECTIONS = ("data", "model", "train")
+
 #: Of a stage's verdict, what the manifest repeats; parity.json has the rest.
 _STAGE_FIELDS = ("stage", "error", "limit", "top1_agreement", "passed", "num_images", "problem")
 
@@ -50,12 +53,18 @@ def fingerprint(
                 "weights": checkpoint.record["weights_sha256"],
                 "data": _data_fingerprint(data_root, config.reference_split),
                 "config": asdict(config),
-                "recipe": plain(recipe),
+                "recipe": trained_recipe(checkpoint, recipe),
                 "code": code_digest("isthmus.export"),
                 "versions": versions(),
             }
         )
     )
+
+
+def trained_recipe(checkpoint: Checkpoint, recipe: dict[str, Any]) -> dict[str, Any]:
+    """The export's recipe with what the checkpoint was really trained by: `train --epochs 3` is not in the file."""
+    trained = checkpoint.record.get("recipe") or {}
+    return plain({**recipe, **{key: trained[key] for key in _TRAINED_SECTIONS if key in trained}})
 
 
 def _data_fingerprint(data_root: Path, split: str) -> Any:
@@ -84,7 +93,7 @@ def provisional(
         "isthmus": versions().get("isthmus"),
         "source": git_state("."),
         "dataset": dataset,
-        "recipe": plain(recipe),
+        "recipe": trained_recipe(checkpoint, recipe),
         "model": checkpoint.model,
         "preprocessing": checkpoint.preprocessing,
         "training": {

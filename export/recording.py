@@ -6,12 +6,15 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from isthmus.export.bundle import Bundle
 from isthmus.export.checkpoint import Checkpoint
 from isthmus.export.config import ExportConfig
 from isthmus.export.parity import Report
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 
 @dataclass(kw_only=True)
@@ -60,6 +63,22 @@ class Recording:
             if stage.top1_agreement is not None:
                 metrics[f"parity/{stage.stage}/top1_agreement"] = stage.top1_agreement
         tracking.log_metrics(self.run_id, metrics, model_id=self.reserved["saved_model"])
+
+
+def is_known(bundle: Bundle, client: MlflowClient) -> bool:
+    """Whether the store has the bundle's SavedModel, or the bundle names none: it may be used with this store."""
+    from mlflow.exceptions import MlflowException
+
+    model_id = (bundle.manifest["export"].get("mlflow") or {}).get("saved_model_id")
+    if model_id is None:
+        return True
+    try:
+        client.get_logged_model(model_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return False
+    return True
 
 
 @contextlib.contextmanager

@@ -23,9 +23,10 @@ from isthmus.export.errors import ExportError, ParityRefusedError
 from isthmus.export.jobs import Job, JobRunner
 from isthmus.export.ladder import Attempt, Ladder, winner
 from isthmus.export.parity import Report, StageResult
-from isthmus.export.recording import recorded
+from isthmus.export.recording import is_known, recorded
 from isthmus.export.reference import Reference
 from isthmus.export.staging import Staging, staging
+from isthmus.lineage import tracking
 from isthmus.lineage.files import point_latest, sha256_file, write_json
 
 log = logging.getLogger(__name__)
@@ -61,7 +62,8 @@ def export(
         diagnose: Where no rung passes, say which ONNX node is the first to differ (minutes).
 
     Returns:
-        The published bundle, or the earlier one made from the same checkpoint, configuration and code.
+        The published bundle, or the earlier one made from the same checkpoint, configuration and code and
+        recorded in the same store.
 
     Raises:
         ExportError: Something given cannot be used, or a half failed; nothing is published.
@@ -73,7 +75,11 @@ def export(
     )
     fingerprint = manifests.fingerprint(source, config=config, recipe=recipe, data_root=images.root)
     folder = home.absolute() / "bundles" / name
-    if not force and (known := bundles.find_by_fingerprint(folder, fingerprint)):
+
+    def of_this_store(bundle: bundles.Bundle) -> bool:
+        return is_known(bundle, tracking.connect(home, tracking_uri))
+
+    if not force and (known := bundles.find_by_fingerprint(folder, fingerprint, usable=of_this_store)):
         point_latest(folder / "latest", known.path)
         log.info("export is up to date: %s", known.path)
         return known.path

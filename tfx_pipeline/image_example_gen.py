@@ -250,7 +250,7 @@ class ImageExampleGenSpec(ComponentSpec):
 
 
 class ImageExampleGen(base_beam_component.BaseBeamComponent):
-    """Ingests `<input_base>/<split>/<class>/*.png|jpg|jpeg` as `tf.train.Example`."""
+    """Ingests `<input_base>/<split>/<class>/` as `tf.train.Example`; `image_folder` says which files are images."""
 
     SPEC_CLASS = ImageExampleGenSpec
     EXECUTOR_SPEC = executor_spec.BeamExecutorSpec(Executor)

@@ -14,12 +14,12 @@ from isthmus.tfx_pipeline.errors import PipelineError
 #: Folder names below the data root, each with one folder per class.
 SPLITS = ("train", "val", "test")
 
-#: What timm's image folder reads; other files are left alone there, and so here.
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+#: What training takes (`training/images.py`, a test holds them equal); other files are left alone there, and so here.
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
 
 
 def is_image(path: str) -> bool:
-    """Tells whether timm would read this file as an image, by its name."""
+    """Tells whether training would read this file as an image, by its name."""
     return path.lower().endswith(IMAGE_SUFFIXES)
 
 

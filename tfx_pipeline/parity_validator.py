@@ -2,7 +2,8 @@
 
 Three measurements against torch's recorded logits, on real images: `tensors` from preprocessed images,
 `serving_default` from encoded bytes, and `examples` on those records of the evaluation split that the
-reference covers. The last one also says that the pipeline evaluates on the very images that torch saw.
+reference covers. The last one also says that the pipeline evaluates on the very images that torch saw; where
+the reference covers none, `examples` is asked with records made of the reference's own bytes.
 """
 
 from __future__ import annotations
@@ -52,10 +53,11 @@ def measure(
     head, labels = manifest["model"]["head"], manifest["model"]["labels"]
     measured: dict[Stage, list[parity.Measurement]] = {
         "saved_model": _from_tensors(loaded, reference),
-        "end_to_end": _from_bytes(loaded, reference, head=head, labels=labels),
+        "end_to_end": [
+            *_from_bytes(loaded, reference, head=head, labels=labels),
+            _from_records(loaded, reference, records),
+        ],
     }
-    if records:
-        measured["end_to_end"].append(_from_records(loaded, reference, records))
     return [
         parity.judge_logits(
             stage, reference.logits, measurements, gates=gates, head=head, paths=reference.paths
@@ -92,17 +94,29 @@ def _from_bytes(
 
 
 def _from_records(loaded: Any, reference: Reference, records: dict[int, bytes]) -> parity.Measurement:
+    what = f"examples, {len(records)} records of the evaluation split"
+    if not records:
+        records = {index: record_of(encoded) for index, encoded in enumerate(reference.encoded)}
+        what = f"examples, made of the {len(records)} reference images"
     covered = sorted(records)
     answers = loaded.signatures["examples"](examples=tf.constant([records[index] for index in covered]))
     # judge_logits compares whole references: the images that no record covers keep torch's own answer.
     candidate = np.array(reference.logits)
     candidate[covered] = answers["logits"].numpy()
-    what = f"examples, {len(covered)} records of the evaluation split"
     return parity.Measurement(what=what, candidate=candidate)
 
 
 def _in_batches(call: Callable[[np.ndarray], np.ndarray], images: np.ndarray, size: int) -> np.ndarray:
     return np.concatenate([call(images[start : start + size]) for start in range(0, len(images), size)])
+
+
+def record_of(encoded: bytes) -> bytes:
+    """The least that the signature `examples` takes: a serialized tf.train.Example of the file's bytes alone."""
+    feature = tf.train.Feature(bytes_list=tf.train.BytesList(value=[encoded]))
+    example: bytes = tf.train.Example(
+        features=tf.train.Features(feature={"image/encoded": feature})
+    ).SerializeToString(deterministic=True)
+    return example
 
 
 def inconsistent_answer(class_ids: np.ndarray, answered: np.ndarray, *, labels: list[str]) -> str | None:

@@ -249,20 +249,14 @@ def _registry_state(name: str, bundle: Bundle, *, home: Path, tracking_uri: str 
 
 def _check_link(bundle: Bundle, client: MlflowClient) -> None:
     """Refuse a bundle whose record is in another store: the version could not be traced back from this one."""
-    from mlflow.exceptions import MlflowException
+    from isthmus.export.recording import is_known
 
-    model_id = (bundle.manifest["export"].get("mlflow") or {}).get("saved_model_id")
-    if model_id is None:
-        return
-    try:
-        client.get_logged_model(model_id)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
+    if not is_known(bundle, client):
+        model_id = bundle.manifest["export"]["mlflow"]["saved_model_id"]
         raise PipelineError(
             f"{bundle.path} was exported with another MLflow store: its model {model_id} is not in "
             f"{client.tracking_uri}; give that store as --tracking-uri, or export again with this one"
-        ) from error
+        )
 
 
 def _curated_schema(config: PipelineConfig, root: Path) -> str | None:

@@ -16,7 +16,6 @@ from typing import Any
 
 import grpc
 import numpy as np
-import tensorflow as tf
 from tfx import types
 from tfx.dsl.components.base import base_component, base_executor, executor_spec
 from tfx.dsl.io import fileio
@@ -30,7 +29,7 @@ from isthmus.serving.process import ServerProcess
 from isthmus.tfx_pipeline.artifacts import Verdict
 from isthmus.tfx_pipeline.errors import PipelineError
 from isthmus.tfx_pipeline.model_artifact import manifest_of, reference_of, saved_model_of
-from isthmus.tfx_pipeline.parity_validator import inconsistent_answer
+from isthmus.tfx_pipeline.parity_validator import inconsistent_answer, record_of
 from isthmus.tfx_pipeline.server_questions import GrpcQuestions, RestQuestions, RestRefusal
 
 SIGNATURES = ("serving_default", "tensors", "examples", "classify", "manifest")
@@ -56,7 +55,7 @@ def ask_everything(
     head, labels = manifest["model"]["head"], manifest["model"]["labels"]
     encoded = list(reference.encoded)
     comparable = parity.comparable_logits(reference.logits, head=head)
-    examples = [_example(image) for image in encoded]
+    examples = [record_of(image) for image in encoded]
     measurements = []
     for signature, inputs in (
         ("serving_default", {"image_bytes": encoded}),
@@ -119,14 +118,6 @@ def _classify(
 
 def _text(value: bytes | str) -> str:
     return value.decode() if isinstance(value, bytes) else value
-
-
-def _example(encoded: bytes) -> bytes:
-    feature = tf.train.Feature(bytes_list=tf.train.BytesList(value=[encoded]))
-    example: bytes = tf.train.Example(
-        features=tf.train.Features(feature={"image/encoded": feature})
-    ).SerializeToString(deterministic=True)
-    return example
 
 
 def _refuses_nonsense(grpc_questions: GrpcQuestions, rest_questions: RestQuestions) -> list[str]:

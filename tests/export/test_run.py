@@ -50,26 +50,63 @@ def test_without_images_nothing_starts(checkpoint: Path, tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_unchanged_export_is_found_and_not_repeated(
-    checkpoint: Path, data_root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    config = ExportConfig()
-    fingerprint = manifests.fingerprint(
+def fingerprint_of(checkpoint: Path, config: ExportConfig, data_root: Path) -> str:
+    return manifests.fingerprint(
         checkpoints.read(checkpoint), config=config, recipe=RECIPE, data_root=data_root.resolve()
     )
-    staged = tmp_path / "bundles" / "toy" / ".staging-x" / "bundle"
+
+
+def publish(checkpoint: Path, home: Path, bundle_id: str, export: dict[str, Any]) -> bundles.Bundle:
+    """A bundle as an earlier export may have left it, its files one byte each."""
+    staged = home / "bundles" / "toy" / ".staging-x" / "bundle"
     (staged / "saved_model").mkdir(parents=True)
     for name in ("model.onnx", "reference.npz", "parity.json", "parity.png", "saved_model/saved_model.pb"):
         (staged / name).write_bytes(b"x")
     start = manifests.provisional(name="toy", checkpoint=checkpoints.read(checkpoint), recipe=RECIPE)
-    bundles.seal(staged, {**start, "export": {"fingerprint": fingerprint}, "overrides": []})
-    published = bundles.publish(staged, tmp_path / "bundles" / "toy" / "20261122-100000-aaaa")
+    bundles.seal(staged, {**start, "export": export, "overrides": []})
+    return bundles.publish(staged, home / "bundles" / "toy" / bundle_id)
 
+
+def test_an_unchanged_export_is_found_and_not_repeated(
+    checkpoint: Path, data_root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = ExportConfig()
+    fingerprint = fingerprint_of(checkpoint, config, data_root)
+    published = publish(checkpoint, tmp_path, "20261122-100000-aaaa", {"fingerprint": fingerprint})
     with caplog.at_level(logging.INFO, "isthmus.export"):
         assert run(checkpoint, tmp_path, config) == published.path
     assert caplog.messages == [f"export is up to date: {published.path}"]
     (published.path / "model.onnx").write_bytes(b"y")
     assert bundles.find_by_fingerprint(tmp_path / "bundles" / "toy", fingerprint) is None
+
+
+def test_an_export_that_another_store_has_recorded_is_repeated(
+    checkpoint: Path, data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from isthmus.lineage import models, tracking
+
+    class StartedError(Exception):
+        pass
+
+    def start(*_: object) -> None:
+        raise StartedError
+
+    config = ExportConfig()
+    tracking.connect(tmp_path)
+    with tracking.start_stage_run(experiment="toy", stage="export") as stage_run:
+        known = models.reserve(stage_run.info.run_id)["saved_model"]
+    export = {"fingerprint": fingerprint_of(checkpoint, config, data_root)}
+    here = publish(
+        checkpoint, tmp_path, "20261122-100000-aaaa", {**export, "mlflow": {"saved_model_id": known}}
+    )
+    publish(
+        checkpoint, tmp_path, "20261122-110000-bbbb", {**export, "mlflow": {"saved_model_id": "m-elsewhere"}}
+    )
+    monkeypatch.setattr("isthmus.export.run.staging", start)
+
+    assert run(checkpoint, tmp_path, config) == here.path
+    with pytest.raises(StartedError):
+        run(checkpoint, tmp_path, config, tracking_uri=f"sqlite:///{tmp_path}/other.db")
 
 
 def test_the_fingerprint_follows_everything_an_export_depends_on(
@@ -103,6 +140,25 @@ def test_the_manifest_is_plain_json_with_every_link(checkpoint: Path) -> None:
     assert "root" not in start["dataset"]
     assert start["parity"] == {"passed": False, "gates": {}, "stages": []}
     assert {"torch", "timm", "tensorflow", "onnx2tf"} <= set(start["versions"])
+
+
+def test_the_manifest_names_what_was_trained_and_not_what_the_recipe_says_since(checkpoint: Path) -> None:
+    source = checkpoints.read(checkpoint)
+    trained = {"name": "old", "model": {"name": "resnet50"}, "train": {"epochs": 3}, "export": {"rungs": []}}
+    source.record["recipe"] = trained
+    now = {
+        "name": "toy",
+        "data": {"root": "images"},
+        "model": {"name": "x"},
+        "train": {"epochs": 20},
+        "export": {},
+    }
+    recipe = manifests.provisional(name="toy", checkpoint=source, recipe=now)["recipe"]
+    assert recipe == {**now, "model": trained["model"], "train": trained["train"]}
+    assert (
+        manifests.provisional(name="toy", checkpoint=checkpoints.read(checkpoint), recipe=now)["recipe"]
+        == now
+    )
 
 
 def test_an_onnx_file_that_is_not_the_model_stops_the_export(

@@ -16,6 +16,7 @@ from tfx.types import standard_artifacts
 
 from isthmus.tfx_pipeline.errors import PipelineError
 from isthmus.tfx_pipeline.image_example_gen import example_of
+from isthmus.tfx_pipeline.image_folder import IMAGE_SUFFIXES, inspect
 
 LABELS = ["blue", "green", "red"]
 Ingest = Callable[..., standard_artifacts.Examples]
@@ -76,6 +77,30 @@ def test_channels_are_the_files_own(mode: str, channels: int) -> None:
     Image.new(mode, (4, 4)).save(file, "PNG")
     found = features(example_of(file.getvalue(), filename="x.png", label=0, text="x").SerializeToString())
     assert found["image/channels"] == channels
+
+
+def test_every_format_that_training_takes_is_ingested(images: Path, tmp_path: Path, ingest: Ingest) -> None:
+    formats = {
+        ".png": b"png",
+        ".jpg": b"jpeg",
+        ".jpeg": b"jpeg",
+        ".bmp": b"bmp",
+        ".gif": b"gif",
+        ".webp": b"webp",
+    }
+    assert set(formats) == set(IMAGE_SUFFIXES)
+    with Image.open(images / "test" / "red" / "000.png") as image:
+        for suffix in formats:
+            image.save(images / "test" / "red" / f"as{suffix}")
+    examples = ingest(images, tmp_path / "examples")
+    report = json.loads(Path(examples.uri, "report.json").read_text())
+    assert report["num_images"]["test"] == inspect(images, labels=LABELS).num_images["test"] == 36
+    found = {f["image/filename"].decode(): f for f in map(features, records(examples, "test"))}
+    for suffix, name in formats.items():
+        record = found[f"test/red/as{suffix}"]
+        assert record["image/format"] == name
+        assert (record["image/height"], record["image/width"]) == (8, 8)
+        assert record["image/mean"] == pytest.approx(found["test/red/000.png"]["image/mean"], abs=8)
 
 
 def test_two_runs_give_the_same_records(

@@ -51,7 +51,7 @@ def test_class_folder_without_images(images: Path) -> None:
     for image in (images / "val" / "red").iterdir():
         image.unlink()
     with pytest.raises(
-        PipelineError, match=r"class folder .*val/red holds no images \(\.png, \.jpg, \.jpeg\)"
+        PipelineError, match=r"class folder .*val/red holds no images \(\.png, \.jpg, \.jpeg, \.bmp, "
     ):
         inspect(images, labels=LABELS)
 

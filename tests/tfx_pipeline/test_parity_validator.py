@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import tensorflow as tf
 
 from isthmus.export.parity import TITLES
 from isthmus.tfx_pipeline import parity_validator
@@ -96,6 +98,23 @@ def test_a_split_that_the_reference_does_not_cover(
     assert verdict.passed
     assert verdict.details["num_covered"] == 0
     assert verdict.summary.endswith("on 15 images, 0 of them in the evaluation split")
+    measured = {row["what"] for stage in verdict.details["stages"] for row in stage["measurements"]}
+    assert "examples, made of the 15 reference images" in measured
+
+
+def test_wrong_examples_are_seen_without_a_record_in_the_split(
+    make_model: Callable[..., Any], validate: Validate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = tf.saved_model.load
+
+    def with_wrong_examples(path: str) -> SimpleNamespace:
+        right = load(path).signatures
+        wrong = {"examples": lambda examples: {"logits": -right["examples"](examples=examples)["logits"]}}
+        return SimpleNamespace(signatures={**right, **wrong})
+
+    monkeypatch.setattr(tf.saved_model, "load", with_wrong_examples)
+    (reason,) = validate(make_model(), split="val").reasons
+    assert reason.startswith(TITLES["end_to_end"] + ": ")
 
 
 def test_a_measurement_that_cannot_be_made_raises(make_model: Callable[..., Any], validate: Validate) -> None:

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from isthmus.tfx_pipeline.image_folder import IMAGE_SUFFIXES
 from isthmus.training.config import DataConfig
 from isthmus.training.errors import TrainingError
 from isthmus.training.imagefolder import Plan, link, list_folder, plan, position_of, split_of
+from isthmus.training.images import SUFFIXES
 
 
 def planned(root: Path, **options: object) -> Plan:
@@ -28,6 +30,10 @@ def refusal(root: Path | None, **options: object) -> str:
     text = str(caught.value)
     assert "\n" not in text
     return text
+
+
+def test_the_pipeline_evaluates_on_the_formats_that_training_takes() -> None:
+    assert set(IMAGE_SUFFIXES) == SUFFIXES
 
 
 def test_a_root_without_splits_is_split_and_no_class_is_missing_anywhere(images: Path) -> None:

@@ -49,11 +49,6 @@ def handler_for(node: Node) -> Handler:
     return usable[-1]
 
 
-def supported_operators() -> list[str]:
-    """Names of the ONNX operators with a lowering, sorted."""
-    return sorted(op_type for domain, op_type in _HANDLERS if not domain)
-
-
 def constant_input(node: Node, value: Value | None, what: str) -> np.ndarray:
     """The array of an input that must not depend on the images; UnsupportedOperatorError when it does."""
     if value is None or value.constant is None:
