@@ -15,6 +15,9 @@ from isthmus.export.reference import MIN_IMAGES
 
 log = logging.getLogger(__name__)
 
+#: What counts as an image: what training takes (a test holds the lists of the parts equal).
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"})
+
 
 @dataclass(kw_only=True, frozen=True, eq=False)
 class EvaluationImages:
@@ -37,8 +40,6 @@ def choose(data_root: Path, *, split: str, labels: list[str], count: int) -> lis
     Raises:
         ExportError: No such split, a class folder that the model does not know, or fewer than 16 images.
     """
-    from timm.data.readers.img_extensions import get_img_extensions
-
     root = data_root / split
     if not root.is_dir():
         there = (
@@ -47,11 +48,10 @@ def choose(data_root: Path, *, split: str, labels: list[str], count: int) -> lis
         raise ExportError(
             f"no reference images: {root} is not a folder; {data_root} holds {there or 'nothing'}"
         )
-    extensions = set(get_img_extensions())
     index_of = {label: index for index, label in enumerate(labels)}
     files: dict[int, list[Path]] = {}
     for path in sorted(root.rglob("*")):
-        if path.suffix.lower() in extensions and path.is_file():
+        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
             # As timm's own reader names the class of a file: the folder it lies in.
             label = path.parent.name
             if label not in index_of:
@@ -78,15 +78,12 @@ def choose_anywhere(data_root: Path, *, split: str, labels: list[str], count: in
     Raises:
         ExportError: Fewer than 16 images.
     """
-    from timm.data.readers.img_extensions import get_img_extensions
-
     root = data_root / split if (data_root / split).is_dir() else data_root
-    extensions = set(get_img_extensions())
     index_of = {label: index for index, label in enumerate(labels)}
     files = [
         (path, index_of.get(path.parent.name, -1))
         for path in sorted(root.rglob("*"))
-        if path.suffix.lower() in extensions and path.is_file()
+        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
     ]
     if len(files) < MIN_IMAGES:
         raise ExportError(f"{root} holds {len(files)} images; parity needs at least {MIN_IMAGES} real ones")

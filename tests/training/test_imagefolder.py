@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from isthmus.export.torch_half.images import IMAGE_SUFFIXES as REFERENCE_SUFFIXES
 from isthmus.tfx_pipeline.image_folder import IMAGE_SUFFIXES
 from isthmus.training.config import DataConfig
 from isthmus.training.errors import TrainingError
@@ -32,8 +33,8 @@ def refusal(root: Path | None, **options: object) -> str:
     return text
 
 
-def test_the_pipeline_evaluates_on_the_formats_that_training_takes() -> None:
-    assert set(IMAGE_SUFFIXES) == SUFFIXES
+def test_parity_and_evaluation_are_measured_on_the_formats_that_training_takes() -> None:
+    assert set(IMAGE_SUFFIXES) == REFERENCE_SUFFIXES == SUFFIXES
 
 
 def test_a_root_without_splits_is_split_and_no_class_is_missing_anywhere(images: Path) -> None:
