@@ -65,14 +65,6 @@ def file_table(root: str | os.PathLike[str], *, exclude: Collection[str] = ()) -
     }
 
 
-def table_digest(table: Mapping[str, FileEntry]) -> str:
-    """`tree_digest` of a folder whose `file_table` is at hand."""
-    whole = hashlib.sha256()
-    for relative in sorted(table):
-        whole.update(f"{relative}\0{table[relative]['sha256']}\n".encode())
-    return whole.hexdigest()
-
-
 def tree_digest(root: str | os.PathLike[str], *, exclude: Collection[str] = ()) -> str:
     """One SHA-256 for a folder: over the sorted lines `relative/path NUL sha256-of-content LF`.
 

@@ -17,6 +17,7 @@ from isthmus.lineage.config import RegistryConfig
 from isthmus.lineage.errors import LineageError, PromotionConflict, PromotionRefused
 from isthmus.lineage.files import broken_files, read_json, sha256_file
 from isthmus.lineage.models import MANIFEST_COPIES, read_manifest
+from isthmus.lineage.parity_limits import loose_limits, stage_holds
 from isthmus.lineage.versions import Version, champion, get, settle_aliases, store_client, user_name
 
 log = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ class Move:
     """The version number that was champion before."""
     verdicts: list[Verdict]
     notices: list[str] = field(default_factory=list)
-    """Anything left to do, each with the command that does it."""
+    """Anything left to do by hand, a line each."""
 
     def __str__(self) -> str:
         """What happened, in lines for a terminal."""
@@ -147,17 +148,14 @@ def _check_parity(manifest: Mapping[str, Any] | None) -> Verdict:
     if manifest is None:
         return Verdict(gate="parity", passed=False, text="no manifest to read the parity verdict from")
     stages = manifest["parity"].get("stages") or []
-    failed = [str(stage.get("stage")) for stage in stages if not _stage_holds(stage)]
+    failed = [str(stage.get("stage")) for stage in stages if not stage_holds(stage)]
     if failed or not stages or manifest["parity"].get("passed") is not True:
         text = f"failed at: {', '.join(failed)}" if failed else "no passing parity verdict is recorded"
         return Verdict(gate="parity", passed=False, text=text)
+    if loose := loose_limits(manifest["parity"]):
+        text = f"{'; '.join(loose)}. Export again without the looser export.gates"
+        return Verdict(gate="parity", passed=False, text=text)
     return Verdict(gate="parity", passed=True, text=f"{len(stages)} stages passed")
-
-
-def _stage_holds(stage: Mapping[str, Any]) -> bool:
-    error, limit = stage.get("error"), stage.get("limit")
-    within = error is None or limit is None or float(error) <= float(limit)
-    return stage.get("passed") is True and within
 
 
 def _check_overrides(candidate: Version, manifest: Mapping[str, Any] | None) -> Verdict:
@@ -298,9 +296,13 @@ def _settle(name: str) -> None:
         log.warning("%s", line)
 
 
+def failures(verdicts: list[Verdict]) -> list[str]:
+    """Why these verdicts are against a candidate, one text for each gate; empty when none is."""
+    return [f"{verdict.gate}: {verdict.text}" for verdict in verdicts if not verdict.passed]
+
+
 def _refuse_failed(name: str, candidate: Version, verdicts: list[Verdict]) -> None:
-    reasons = [f"{verdict.gate}: {verdict.text}" for verdict in verdicts if not verdict.passed]
-    if reasons:
+    if reasons := failures(verdicts):
         text = f"version {candidate.version} of {name} cannot become champion. {'. '.join(reasons)}"
         raise PromotionRefused(text, reasons)
 
@@ -361,9 +363,11 @@ def labels(name: str) -> dict[str, int]:
 def _mirror_labels(name: str, mirror: Mirror | None) -> list[str]:
     if mirror is None:
         return []
-    mend = f"run `isthmus registry sync {name}` when it answers again"
+    wanted = labels(name)
+    listed = ", ".join(f"{label} = {number}" for label, number in wanted.items()) or "none"
+    mend = f"set the labels of {name} there by hand: {listed}"
     try:
-        return [f"{line}; {mend}" for line in mirror(name, labels(name))]
+        return [f"{line}; {mend}" for line in mirror(name, wanted)]
     except Exception as error:  # noqa: BLE001 - the move is made: say it, do not raise it
         return [f"the registry has moved, the servers were not told ({error}); {mend}"]
 

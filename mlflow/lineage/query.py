@@ -43,7 +43,7 @@ def lineage(
     """The chain of `subject`.
 
     `at` asks for what an alias pointed at in that moment (`models:/digits@champion` only; a time without a
-    zone is local). Raises LineageError when nothing is known about the subject, with the forms a subject may
+    zone is in UTC). Raises LineageError when nothing is known about the subject, with the forms a subject may
     have.
     """
     moment = parse_time(at) if isinstance(at, str) else at

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from isthmus.lineage import history, tracking
+from isthmus.lineage import history, promotion, tracking
 from isthmus.lineage.errors import LineageError
 from isthmus.lineage.files import canonical_json, sha256_file, sha256_text
 from isthmus.lineage.versions import METRIC_TAG, Version, find, get, settle_aliases, store_client, user_name
@@ -34,8 +34,9 @@ def register_version(
     """Register what a bundle's manifest describes, once per `saved_model_digest`; alias `challenger` moves to
     it.
 
-    The first version of a name that has no champion becomes `champion` too, and the history says so. A second
-    call for the same SavedModel returns the version of the first, with the tags of this push.
+    Where the name has no champion, the version becomes `champion` too if every gate of a promotion lets it, and
+    the history says so; if not, one log line says why. A second call for the same SavedModel returns the version
+    of the first, with the tags of this push.
 
     `bundle` is the published folder (its manifest.json is hashed), `pushed_path` the served folder,
     `served_version` its number, `run_id` the pipeline's MLflow run, `mlmd` ids of ML Metadata by name.
@@ -151,15 +152,37 @@ def _announce(client: MlflowClient, name: str, number: int, *, by: str) -> None:
         )
         entries = history.read(client, name)
     if not history.champion_moves(entries):
-        first = history.append(
-            client,
-            name,
-            action="first",
-            to_version=number,
-            log=entries,
-            by=by,
-            why="the first version of this name: there was no champion",
-        )
-        if first.effective:
-            log.info("%s version %d is the first of its name: champion", name, number)
+        _make_first_champion(client, name, number, log_read=entries, by=by)
     settle_aliases(client, name)
+
+
+def _make_first_champion(
+    client: MlflowClient, name: str, number: int, *, log_read: list[history.Entry], by: str
+) -> None:
+    """The gates are those of `promotion.promote`, which is how a version that fails one can follow later."""
+    candidate = get(name, number)
+    verdicts = promotion.check(candidate, config=promotion.recipe_config(candidate))
+    if reasons := promotion.failures(verdicts):
+        log.info(
+            "%s version %d stays challenger, %s has no champion yet. %s. "
+            "`isthmus registry promote %s %d` checks again and makes it champion",
+            name,
+            number,
+            name,
+            ". ".join(reasons),
+            name,
+            number,
+        )
+        return
+    first = history.append(
+        client,
+        name,
+        action="first",
+        to_version=number,
+        log=log_read,
+        by=by,
+        why="there was no champion",
+        verdicts={verdict.gate: verdict.text for verdict in verdicts},
+    )
+    if first.effective:
+        log.info("%s had no champion: version %d is it now", name, number)

@@ -2,7 +2,7 @@
 
 tracking.connect(home)
 version = registry.register_version(name="digits", manifest=…, bundle=…, pushed_path=…, served_version=1)
-registry.promote("digits", by="ada", why="better on 3 and 8")
+registry.promote("digits", by="operator", why="better on 3 and 8")
 registry.rollback("digits", why="slower than it should be")
 """
 

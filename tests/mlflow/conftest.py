@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from isthmus.export.config import GateConfig
 from isthmus.lineage import models, registry, tracking
 from isthmus.lineage.files import canonical_json, file_table, sha256_file, tree_digest, write_json
 
@@ -222,6 +223,7 @@ def _export(
             },
             "parity": {
                 "passed": True,
+                "gates": asdict(GateConfig()),
                 "stages": [{"stage": "torch→onnx", "error": 1e-6, "limit": 1e-3, "passed": True}],
             },
             "overrides": [],

@@ -28,7 +28,6 @@ def test_tree_digest_is_what_its_docstring_says(folder):
         for name, content in (("a.txt", b"1"), ("b/c.txt", b"2"))
     )
     assert files.tree_digest(folder) == hashlib.sha256(lines.encode()).hexdigest()
-    assert files.table_digest(files.file_table(folder)) == files.tree_digest(folder)
 
 
 def test_tree_digest_sees_names_and_contents_and_nothing_else(folder):

@@ -158,3 +158,8 @@ def test_unknown_subjects_say_what_may_be_asked(told, tmp_path):
         query.lineage(str(stranger), home=told[0].home)
     with pytest.raises(LineageError, match="is no bundle, checkpoint, pushed version or data folder"):
         query.lineage(str(tmp_path), home=told[0].home)
+
+
+def test_a_time_without_a_zone_is_in_utc():
+    assert query.parse_time("2026-11-01T12:00") == datetime(2026, 11, 1, 12, tzinfo=UTC)
+    assert query.parse_time("2026-11-01T12:00+01:00") == datetime(2026, 11, 1, 11, tzinfo=UTC)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import logging
+import re
 import threading
 from collections.abc import Callable
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from isthmus.lineage import history, promotion, registry
+from isthmus.export.config import GateConfig
+from isthmus.lineage import history, parity_limits, promotion, registry
 from isthmus.lineage.config import RegistryConfig
 from isthmus.lineage.errors import LineageError, PromotionConflict, PromotionRefused
 
@@ -22,7 +26,51 @@ def test_first_version_of_a_name_is_champion_and_the_history_says_why(tell):
         ("register", "challenger", 1),
         ("first", "champion", 1),
     ]
-    assert "there was no champion" in registry.history("digits")[1].why
+    first = registry.history("digits")[1]
+    assert first.why == "there was no champion"
+    assert first.verdicts["parity"] == "1 stages passed"
+
+
+DIRTY = {"commit": "d" * 40, "dirty": True, "remote": None}
+
+
+def test_first_version_from_a_dirty_work_tree_is_champion_as_promote_would_have_it(tell):
+    assert tell("a", source=DIRTY).version.aliases == ("challenger", "champion")
+    assert registry.history("digits")[1].verdicts["source"] == "uncommitted changes at export"
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"overrides": [{"gate": "server_grpc", "who": "operator", "why": "hurry"}]}, "overrides: exported"),
+        ({"parity": {"passed": False, "stages": []}}, "parity: no passing parity verdict"),
+        ({"files": {}}, r"bundle: .* does not belong"),
+        ({"recipe": {"registry": {"approval_required": True}}}, "approval: the recipe asks for approval"),
+        ({"recipe": {"registry": {"allow_dirty": False}}, "source": DIRTY}, "source: uncommitted changes"),
+    ],
+    ids=["overrides", "parity", "hashes", "approval", "dirty"],
+)
+def test_first_version_that_fails_a_gate_stays_challenger_and_one_line_says_why(
+    tell, caplog, changes, reason
+):
+    caplog.set_level(logging.INFO, logger="isthmus.lineage")
+    assert tell("a", **changes).version.aliases == ("challenger",)
+    assert registry.champion("digits") is None
+    assert [entry.action for entry in registry.history("digits")] == ["register"]
+    (line,) = [text for text in caplog.messages if "stays challenger" in text]
+    assert re.search(reason, line)
+    assert "`isthmus registry promote digits 1`" in line
+
+
+def test_first_version_that_waited_for_approval_is_promoted(tell):
+    tell("a", recipe={"registry": {"approval_required": True}})
+    move = registry.promote("digits", approve_by="reviewer")
+    assert (move.previous, move.version.aliases) == (None, ("challenger", "champion"))
+
+
+def test_next_version_is_champion_where_the_first_was_refused(tell):
+    tell("a", parity={"passed": False, "stages": []})
+    assert tell("b").version.aliases == ("challenger", "champion")
 
 
 def test_second_version_is_challenger_only(tell):
@@ -77,10 +125,15 @@ def test_version_carries_every_hash_and_link(tell):
 def test_promote_moves_champion_and_records_who_why_and_the_verdicts(tell):
     tell("a")
     tell("b")
-    move = registry.promote("digits", by="ada", why="better", approve_by="bob")
+    move = registry.promote("digits", by="operator", why="better", approve_by="reviewer")
     assert (move.previous, move.version.version, move.version.aliases) == (1, 2, ("challenger", "champion"))
     entry = registry.history("digits")[-1]
-    assert (entry.action, entry.by, entry.approved_by, entry.why) == ("promote", "ada", "bob", "better")
+    assert (entry.action, entry.by, entry.approved_by, entry.why) == (
+        "promote",
+        "operator",
+        "reviewer",
+        "better",
+    )
     assert "every file" in entry.verdicts["pushed version"]
     assert entry.verdicts["parity"] == "1 stages passed"
 
@@ -150,14 +203,15 @@ def test_a_file_too_many_stops_a_promotion(tell):
 
 def test_overrides_and_failed_parity_are_never_champion(tell):
     tell("a")
-    tell("b", overrides=[{"gate": "parity", "by": "eve", "why": "hurry"}])
-    with pytest.raises(PromotionRefused, match=r"overridden gates: .*eve") as refused:
+    tell("b", overrides=[{"gate": "parity", "by": "operator", "why": "hurry"}])
+    with pytest.raises(PromotionRefused, match=r"overridden gates: .*operator") as refused:
         registry.promote("digits")
     assert [reason.split(":")[0] for reason in refused.value.reasons] == ["overrides"]
     tell(
         "c",
         parity={
             "passed": True,
+            "gates": asdict(GateConfig()),
             "stages": [{"stage": "server", "error": 2e-3, "limit": 1e-3, "passed": True}],
         },
     )
@@ -166,6 +220,38 @@ def test_overrides_and_failed_parity_are_never_champion(tell):
     tell("d", parity={"passed": True, "stages": []})
     with pytest.raises(PromotionRefused, match="no passing parity verdict"):
         registry.promote("digits")
+
+
+@pytest.mark.parametrize(
+    ("stage", "gates", "text"),
+    [
+        ("server_rest", {"logit_error": 1000.0}, "server_rest .* logit_error 1000.0, .* default 0.001"),
+        ("preprocessing", {"differing_pixels": 5}, "preprocessing .* differing_pixels 5, .* default 0"),
+        ("saved_model", {"top1_agreement": 0.5}, "saved_model .* top1_agreement 0.5, .* default 1.0"),
+        ("saved_model", {"tie_margin": 9.0}, "saved_model .* tie_margin 9.0, .* default 0.001"),
+    ],
+)
+def test_limits_looser_than_the_defaults_are_never_champion(tell, stage, gates, text):
+    tell("a")
+    asked = asdict(GateConfig(**gates))
+    limit = asked["differing_pixels" if stage == "preprocessing" else "logit_error"]
+    row = {"stage": stage, "error": 0.0, "limit": limit, "passed": True}
+    tell("b", parity={"passed": True, "gates": asked, "stages": [row]})
+    with pytest.raises(PromotionRefused, match=f"parity: {text}") as refused:
+        registry.promote("digits")
+    assert len(refused.value.reasons) == 1
+
+
+def test_a_champion_is_held_to_the_defaults_of_the_export():
+    assert asdict(GateConfig()) == parity_limits.STANDARD
+
+
+def test_stricter_limits_than_the_defaults_are_fine(tell):
+    tell("a")
+    asked = asdict(GateConfig(logit_error=1e-5, tie_margin=0.0))
+    row = {"stage": "saved_model", "error": 0.0, "limit": 1e-5, "passed": True}
+    tell("b", parity={"passed": True, "gates": asked, "stages": [row]})
+    assert registry.promote("digits").version.version == 2
 
 
 def test_a_gate_that_cannot_run_has_failed(tell):
@@ -192,9 +278,9 @@ def test_promotion_reads_its_rules_from_the_recipe_in_the_manifest(tell):
     tell("b", recipe={"registry": {"approval_required": True, "some_later_key": 1}})
     with pytest.raises(PromotionRefused, match="give --approve-by NAME"):
         registry.promote("digits")
-    move = registry.promote("digits", approve_by="bob")
+    move = registry.promote("digits", approve_by="reviewer")
     assert str(move).splitlines()[0] == "version 2 is the champion of digits now (it was version 1)"
-    assert "approval: approved by bob" in str(move)
+    assert "approval: approved by reviewer" in str(move)
 
 
 def test_promoting_the_champion_again_says_so(tell):
@@ -218,7 +304,8 @@ def test_two_promotions_at_once_one_wins_the_other_is_told(tell):
     for content in "abc":
         tell(content)
     outcomes = _at_once(
-        lambda: registry.promote("digits", 2, by="ada"), lambda: registry.promote("digits", 3, by="bob")
+        lambda: registry.promote("digits", 2, by="operator"),
+        lambda: registry.promote("digits", 3, by="reviewer"),
     )
     moves = [outcome for outcome in outcomes if isinstance(outcome, promotion.Move)]
     conflicts = [outcome for outcome in outcomes if isinstance(outcome, PromotionConflict)]
@@ -236,12 +323,14 @@ def test_a_promotion_decided_on_an_old_state_loses(tell, monkeypatch):
 
     def slow_check(candidate, **options):
         monkeypatch.setattr(promotion, "check", real_check)
-        registry.promote("digits", 3, by="ada", why="quicker")
+        registry.promote("digits", 3, by="operator", why="quicker")
         return real_check(candidate, **options)
 
     monkeypatch.setattr(promotion, "check", slow_check)
-    with pytest.raises(PromotionConflict, match="ada made version 3 the champion of digits at the same time"):
-        registry.promote("digits", 2, by="bob")
+    with pytest.raises(
+        PromotionConflict, match="operator made version 3 the champion of digits at the same time"
+    ):
+        registry.promote("digits", 2, by="reviewer")
     assert registry.champion("digits").version == 3
     assert [entry.effective for entry in registry.history("digits")[-2:]] == [True, False]
 
@@ -276,7 +365,7 @@ def test_champion_at_any_time(tell):
     assert [registry.champion_at("digits", when) for when in (before, between, after)] == [None, 1, 2]
 
 
-def test_servers_that_cannot_be_told_are_named_with_the_command_that_mends_it(tell):
+def test_servers_that_cannot_be_told_are_named_with_the_labels_to_set(tell):
     tell("a")
     tell("b")
 
@@ -287,7 +376,7 @@ def test_servers_that_cannot_be_told_are_named_with_the_command_that_mends_it(te
     move = registry.promote("digits", mirror=mirror)
     assert move.version.version == 2
     assert "10.0.0.1:8500 refused" in move.notices[0]
-    assert "isthmus registry sync digits" in move.notices[0]
+    assert "set the labels of digits there by hand: stable = 2" in move.notices[0]
     assert registry.labels("digits") == {"stable": 2}
     tell("c")
     assert registry.labels("digits") == {"stable": 2, "canary": 3}

@@ -112,7 +112,7 @@ def test_a_store_that_cannot_be_opened_is_one_clear_line(tmp_path):
 
 
 def test_a_password_is_never_in_the_text():
-    assert tracking._without_password("postgresql://ada:secret@db/x") == "postgresql://ada:***@db/x"
+    assert tracking._without_password("postgresql://operator:secret@db/x") == "postgresql://operator:***@db/x"
 
 
 def test_a_project_run_becomes_the_parent(home, monkeypatch):

@@ -89,7 +89,7 @@ def test_changed_history_is_found(tell, home, change):
     client = registry.store_client()
     if change == "edit":
         text = client.get_model_version("digits.history", "2").tags["isthmus.entry"]
-        client.set_model_version_tag("digits.history", "2", "isthmus.entry", text.replace("test", "eve!"))
+        client.set_model_version_tag("digits.history", "2", "isthmus.entry", text.replace("test", "else"))
     else:
         client.delete_model_version("digits.history", "2")
     results = verify.verify(query.lineage("digits/1", home=home))
