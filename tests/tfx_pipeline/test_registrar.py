@@ -42,6 +42,7 @@ def register(
         artifact = artifact_at(standard_artifacts.PushedModel, tmp_path / "pushed")
         artifact.set_int_custom_property("pushed", int(pushed))
         if pushed:
+            shutil.copytree(make_bundle() / "saved_model", tmp_path / "serving" / "17", dirs_exist_ok=True)
             artifact.set_string_custom_property("pushed_destination", str(tmp_path / "serving" / "17"))
             artifact.set_string_custom_property("pushed_version", "17")
         else:
