@@ -12,7 +12,7 @@ from isthmus.cli.errors import UsageError
 
 if TYPE_CHECKING:
     from isthmus.cli.recipe import Recipe
-    from isthmus.export.elsewhere import Origin
+    from isthmus.export.elsewhere import Origin, ReferenceImages
 
 _PREPROCESSING = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
 _ONLY_ELSEWHERE = ("weights", "onnx_output", "labels", "head", "images")
@@ -32,32 +32,39 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _checkpoint(arguments: argparse.Namespace) -> int:
     from isthmus.cli.console import routed
-    from isthmus.export.run import export
 
     recipe = commands.recipe_of(arguments)
     checkpoint = arguments.checkpoint or commands.latest(
         arguments.home / "checkpoints" / recipe.name, "isthmus train"
     )
     with routed("export", arguments.home, result_on_stdout=arguments.json) as log:
-        bundle = export(
-            name=recipe.name,
-            checkpoint=checkpoint,
-            data_root=None,
-            config=recipe.export,
-            home=arguments.home,
-            tracking_uri=arguments.tracking_uri,
-            recipe=recipe.to_dict(),
-            force=arguments.force,
-            diagnose=arguments.diagnose,
-        )
+        bundle = _export(arguments, recipe, checkpoint)
     commands.report(arguments, {"bundle": bundle}, log)
     return 0
+
+
+def _export(
+    arguments: argparse.Namespace, recipe: Recipe, checkpoint: Path, *, images: ReferenceImages | None = None
+) -> Path:
+    from isthmus.export.run import export
+
+    return export(
+        name=recipe.name,
+        checkpoint=checkpoint,
+        data_root=None,
+        config=recipe.export,
+        home=arguments.home,
+        tracking_uri=arguments.tracking_uri,
+        recipe=recipe.to_dict(),
+        force=arguments.force,
+        images=images,
+        diagnose=arguments.diagnose,
+    )
 
 
 def _elsewhere(arguments: argparse.Namespace) -> int:
     from isthmus.cli.console import routed
     from isthmus.export.elsewhere import adopt, reference_images
-    from isthmus.export.run import export
 
     if arguments.checkpoint:
         raise UsageError("--checkpoint is a model trained here; give it or --from-timm or --onnx, not both")
@@ -72,18 +79,7 @@ def _elsewhere(arguments: argparse.Namespace) -> int:
             home=arguments.home,
             timeout_s=recipe.export.stage_timeout_s,
         )
-        bundle = export(
-            name=recipe.name,
-            checkpoint=checkpoint,
-            data_root=None,
-            config=recipe.export,
-            home=arguments.home,
-            tracking_uri=arguments.tracking_uri,
-            recipe=recipe.to_dict(),
-            force=arguments.force,
-            images=images,
-            diagnose=arguments.diagnose,
-        )
+        bundle = _export(arguments, recipe, checkpoint, images=images)
     commands.report(arguments, {"bundle": bundle, "checkpoint": checkpoint}, log)
     return 0
 
