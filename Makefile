@@ -143,7 +143,7 @@ lint: build/.linked ## ruff and mypy
 
 .PHONY: extras
 extras: $(VENV)/.installed ## each extra resolves alone, as its own image installs it
-	@mkdir -p build; for extra in training export pipeline serving lineage dev; do \
+	@mkdir -p build; for extra in training readers export pipeline serving server lineage dev; do \
 		$(UV) pip compile --quiet --python-version 3.11 --python-platform x86_64-manylinux_2_39 --extra $$extra \
 			--constraint requirements.lock setup.cfg -o build/extra-$$extra.txt || exit 1; \
 		echo "isthmus[$$extra] resolves to $$(grep -c '^[a-z]' build/extra-$$extra.txt) packages"; done
