@@ -19,6 +19,7 @@ from tfx.orchestration import metadata
 from tfx.orchestration.pipeline import Pipeline
 
 from isthmus.lineage.files import canonical_json
+from isthmus.tfx_pipeline.beam_options import beam_args
 from isthmus.tfx_pipeline.bundle_importer import BundleImporter
 from isthmus.tfx_pipeline.champion_resolver import ChampionResolver
 from isthmus.tfx_pipeline.config import PipelineConfig
@@ -88,26 +89,6 @@ class CacheKeys:
     """{component: digest of the code its answer depends on}."""
 
 
-def beam_args(config: PipelineConfig) -> list[str]:
-    """Beam's options.
-
-    The runner is named: DirectRunner would first try to download Prism, a Go binary, and run on that. The image
-    is one that nobody reads: without it TFX packs itself into an archive for every Beam component (0.7 s of CPU,
-    and a copy of TFX left in the temporary folder), for workers elsewhere. `beam_args` with a runner of their own
-    get neither.
-    """
-    if any(argument.startswith("--runner") for argument in config.beam_args):
-        return list(config.beam_args)
-    mode = "in_memory" if config.beam_workers == 1 else "multi_processing"
-    return [
-        "--runner=FnApiRunner",
-        f"--direct_running_mode={mode}",
-        f"--direct_num_workers={config.beam_workers}",
-        "--sdk_container_image=unused",
-        *config.beam_args,
-    ]
-
-
 def create_pipeline(
     *,
     name: str,
@@ -155,7 +136,7 @@ def create_pipeline(
         pipeline_root=places.pipeline_root,
         metadata_connection_config=metadata_connection_config,
         enable_cache=enable_cache,
-        beam_pipeline_args=beam_args(config),
+        beam_pipeline_args=beam_args(workers=config.beam_workers, further=config.beam_args),
         components=[examples, *data, model, *gates, *publication],
     )
 

@@ -11,9 +11,10 @@ from tfx.dsl.compiler import compiler
 from tfx.orchestration.kubeflow.v2 import kubeflow_v2_dag_runner
 from tfx.orchestration.pipeline import Pipeline
 
+from isthmus.tfx_pipeline.beam_options import beam_args
 from isthmus.tfx_pipeline.code import CODE, code_keys
 from isthmus.tfx_pipeline.config import PipelineConfig
-from isthmus.tfx_pipeline.pipeline import CacheKeys, Places, beam_args, create_pipeline, local_metadata
+from isthmus.tfx_pipeline.pipeline import CacheKeys, Places, create_pipeline, local_metadata
 
 PLACES = Places(
     pipeline_root="/root", serving="/serving/colours", data_root="/images", bundle="/bundle", home="/home"
@@ -131,13 +132,13 @@ def test_every_component_of_ours_has_its_code() -> None:
 
 
 def test_beam_runs_in_process_unless_told_otherwise() -> None:
-    assert beam_args(PipelineConfig()) == [
+    assert beam_args(workers=1) == [
         "--runner=FnApiRunner",
         "--direct_running_mode=in_memory",
         "--direct_num_workers=1",
         "--sdk_container_image=unused",
     ]
-    assert beam_args(PipelineConfig(beam_workers=2, beam_args=("--x=1",))) == [
+    assert beam_args(workers=2, further=("--x=1",)) == [
         "--runner=FnApiRunner",
         "--direct_running_mode=multi_processing",
         "--direct_num_workers=2",
@@ -145,7 +146,7 @@ def test_beam_runs_in_process_unless_told_otherwise() -> None:
         "--x=1",
     ]
     elsewhere = ("--runner=FlinkRunner", "--flink_master=host:8081")
-    assert beam_args(PipelineConfig(beam_workers=2, beam_args=elsewhere)) == list(elsewhere)
+    assert beam_args(workers=2, further=elsewhere) == list(elsewhere)
 
 
 def test_it_compiles_for_kubeflow(tmp_path: Path) -> None:
