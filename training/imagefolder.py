@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from isthmus.lineage.splits import position_of, split_of
 from isthmus.training.config import DataConfig
 from isthmus.training.errors import TrainingError
 from isthmus.training.images import SUFFIXES, Inspected, image_files, inspect
@@ -110,20 +111,6 @@ def plan(folder: Folder, data: DataConfig) -> Plan:
         },
         quarantined=[{"path": str(each.path), "error": str(each.error)} for each in corrupt],
     )
-
-
-def split_of(sha256: str, *, seed: int, val_fraction: float, test_fraction: float) -> str:
-    """Which split an image belongs to, from its content alone, so that it never moves when others come or
-    go."""
-    position = position_of(sha256, seed=seed)
-    if position < test_fraction:
-        return "test"
-    return "val" if position < test_fraction + val_fraction else "train"
-
-
-def position_of(sha256: str, *, seed: int) -> float:
-    """A number in [0, 1), uniform over contents and fixed for each."""
-    return int(hashlib.sha256(f"{seed}:{sha256}".encode()).hexdigest()[:13], 16) / 16**13
 
 
 def _list_classes(folder: Path) -> dict[str, list[Path]]:
