@@ -34,7 +34,7 @@ _LIBRARIES = (
 _TRAINED_SECTIONS = ("data", "model", "train")
 
 #: Of a stage's verdict, what the manifest repeats; parity.json has the rest.
-_STAGE_FIELDS = ("stage", "error", "limit", "top1_agreement", "passed", "num_images", "problem")
+_STAGE_FIELDS = ("stage", "error", "limit", "top1_agreement", "passed", "num_images", "problem", "note")
 
 
 def versions() -> dict[str, str]:

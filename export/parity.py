@@ -155,6 +155,9 @@ class StageResult:
     measurements: list[dict[str, Any]] = field(default_factory=list)
     """Each way it was measured (batch size, loader, signature), with its own error and agreement."""
 
+    note: str | None = None
+    """What has to be known about how it was measured, in words."""
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return asdict(self)
@@ -171,7 +174,8 @@ class StageResult:
         if self.stage == "preprocessing":
             return f"{self.title:<22} {self.error:.0f} differing pixel values (limit {self.limit:.0f})"
         agreement = "" if self.top1_agreement is None else f"  top-1 {100 * self.top1_agreement:.4g} %"
-        return f"{self.title:<22} {self.error:.1e} (limit {self.limit:.1e}){agreement}"
+        note = f"  ({self.note})" if self.note else ""
+        return f"{self.title:<22} {self.error:.1e} (limit {self.limit:.1e}){agreement}{note}"
 
 
 @dataclass(kw_only=True, frozen=True, eq=False)

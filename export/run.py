@@ -199,12 +199,16 @@ class _Exporter:
 
     def _finish_torch_half(self, job: Job) -> dict[str, Any]:
         result = job.answer()
+        for tried in result["exporters_tried"]:
+            if not tried["passed"]:
+                log.warning("the %s exporter did not carry it: %s", tried["exporter"], tried["error"])
         for path in result["unreadable"]:
             log.warning("%s does not decode; it is not among the reference images", path)
         log.info(
-            "%-22s %d images, opset %d, %d nodes",
+            "%-22s %d images, %s exporter, opset %d, %d nodes",
             "ONNX written",
             result["num_images"],
+            result["exporter"],
             result["opset"],
             result["nodes"],
         )
@@ -234,6 +238,7 @@ class _Exporter:
             "onnx_sha256": sha256_file(self.bundle / "model.onnx"),
             "opset": torch_result["opset"],
             "exporter": torch_result["exporter"],
+            "exporters_tried": torch_result["exporters_tried"],
             "simplified": torch_result["simplified"],
             "rung": chosen.rung,
             "rungs_tried": [attempt.as_dict() for attempt in attempts],

@@ -3,7 +3,8 @@
     python -m isthmus.export.torch_half <job folder>
 
 request.json: {"checkpoint", "data_root", "bundle" (folder to write into), "config" (ExportConfig)}.
-result.json: {"stage" (StageResult), "num_images", "unreadable", "exporter", "opset", "simplified", "nodes"}.
+result.json: {"stage" (StageResult), "num_images", "unreadable", "exporter", "exporters_tried", "opset",
+"simplified", "nodes"}.
 """
 
 from __future__ import annotations
@@ -15,11 +16,9 @@ from typing import Any
 from isthmus.export import checkpoint as checkpoints
 from isthmus.export.config import ExportConfig
 from isthmus.export.jobs import serve_job
-from isthmus.export.parity import judge_logits
 from isthmus.export.reference import Reference
 from isthmus.export.torch_half import images as evaluation_images
 from isthmus.export.torch_half.crossing import cross
-from isthmus.export.torch_half.onnx_model import measure
 
 
 def run(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
@@ -37,29 +36,21 @@ def run(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
     )
     taken = evaluation_images.preprocess(chosen, data_root=data_root, preprocessing=checkpoint.preprocessing)
 
-    answers, written = cross(checkpoint, taken.images, target / "model.onnx", config)
+    crossing = cross(checkpoint, taken.images, target / "model.onnx", config, paths=taken.paths)
     reference = Reference(
         images=taken.images,
         pixels=taken.pixels,
-        logits=answers,
+        logits=crossing.answers,
         encoded=taken.encoded,
         labels=taken.labels,
         paths=taken.paths,
     )
     reference.save(target / "reference.npz")
-    stage = judge_logits(
-        "onnxruntime",
-        reference.logits,
-        measure(target / "model.onnx", reference.images),
-        gates=config.gates,
-        head=model_record["head"],
-        paths=reference.paths,
-    )
     return {
-        "stage": stage.as_dict(),
+        "stage": crossing.stage.as_dict(),
         "num_images": len(reference),
         "unreadable": list(taken.unreadable),
-        **written,
+        **crossing.facts,
     }
 
 

@@ -18,13 +18,11 @@ from isthmus.export.checkpoint import SCHEMA_VERSION, Checkpoint
 from isthmus.export.config import ExportConfig
 from isthmus.export.errors import ExportError
 from isthmus.export.jobs import append_progress, serve_job
-from isthmus.export.parity import judge_logits
 from isthmus.export.reference import Reference
 from isthmus.export.torch_half import images as evaluation_images
 from isthmus.export.torch_half import zoo
 from isthmus.export.torch_half.crossing import cross
 from isthmus.export.torch_half.model import to_nchw
-from isthmus.export.torch_half.onnx_model import measure
 from isthmus.export.torch_half.randomize import randomize
 from isthmus.lineage.files import sha256_file
 
@@ -55,28 +53,24 @@ def run(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
     done = randomize(model, to_nchw(images))
     checkpoint = _write_checkpoint(folder / "checkpoint", model, choice, preprocessing)
     del model
-    answers, written = cross(checkpoint, images, target / "model.onnx", config)
+    crossing = cross(checkpoint, images, target / "model.onnx", config, paths=taken.paths[:count])
     reference = Reference(
         images=images,
         pixels=taken.pixels[:count],
-        logits=answers,
+        logits=crossing.answers,
         encoded=taken.encoded[:count],
         labels=taken.labels[:count],
         paths=taken.paths[:count],
     )
     reference.save(target / "reference.npz")
-    candidates = measure(target / "model.onnx", images)
-    stage = judge_logits(
-        "onnxruntime", answers, candidates, gates=config.gates, head="single_label", paths=reference.paths
-    )
     return {
         "choice": choice.as_dict(),
         "weights_bytes": checkpoint.weights.stat().st_size,
         "model": checkpoint.model,
         "preprocessing": preprocessing,
         "randomization": asdict(done),
-        "stage": stage.as_dict(),
-        **written,
+        "stage": crossing.stage.as_dict(),
+        **crossing.facts,
     }
 
 

@@ -284,11 +284,15 @@ def _with_classes(found: ForeignModel, file: Path) -> ForeignModel:
 
 
 def open_session(proto: Any) -> Any:
-    """ONNX Runtime on the CPU, for an onnx.ModelProto; raises ExportError where it refuses."""
+    """ONNX Runtime on the CPU, for an onnx.ModelProto; raises ExportError where it refuses.
+
+    Without its graph optimisers: what the file says is the reference, and they have been wrong (runtime.py).
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         return onnxruntime.InferenceSession(
             proto.SerializeToString(), options, providers=["CPUExecutionProvider"]

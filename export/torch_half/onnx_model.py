@@ -1,4 +1,4 @@
-"""Writing `model.onnx` and asking ONNX Runtime whether it is still the same model."""
+"""Writing `model.onnx`: torch's two exporters, and the interface that the bridge holds every graph to."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from isthmus.export.errors import ExportError
-from isthmus.export.parity import Measurement
-from isthmus.export.reference import in_batches
 from isthmus.export.torch_half.model import to_nchw
 
 if TYPE_CHECKING:
@@ -59,7 +57,7 @@ def write_onnx(
             # The tracer warns of shapes read as Python numbers, and that TorchScript is deprecated: parity
             # judges what comes out.
             warnings.simplefilter("ignore")
-            _EXPORTERS[exporter](model, example, raw, opset)
+            EXPORTERS[exporter](model, example, raw, opset)
         exported = onnx.load(raw)
     except ExportError:
         raise
@@ -125,7 +123,14 @@ def _export_dynamo(model: torch.nn.Module, example: torch.Tensor, target: Path, 
     )
 
 
-_EXPORTERS = {"torchscript": _export_torchscript, "dynamo": _export_dynamo}
+EXPORTERS = {"torchscript": _export_torchscript, "dynamo": _export_dynamo}
+# dynamo's operators are written for opset 18; torch converts them down, not always rightly.
+_LOWEST_OPSETS = {"dynamo": 18}
+
+
+def lowest_opset(exporter: str) -> int:
+    """The lowest opset that an exporter writes by itself."""
+    return _LOWEST_OPSETS.get(exporter, 1)
 
 
 def _simplify(exported: Any) -> tuple[Any, bool]:
@@ -160,32 +165,6 @@ def _check_interface(graph: Any) -> None:
         )
     if graph.graph.input[0].type.tensor_type.shape.dim[0].HasField("dim_value"):
         raise ExportError("the ONNX graph lost its dynamic batch")
-
-
-def measure(target: Path, images: np.ndarray) -> list[Measurement]:
-    """ONNX Runtime's logits for NHWC images [N, H, W, 3] at batch 1, 3 and N.
-
-    Raises:
-        ExportError: ONNX Runtime does not load or run the file.
-    """
-    import onnxruntime
-
-    nchw = to_nchw(images)
-    try:
-        session = onnxruntime.InferenceSession(target, providers=["CPUExecutionProvider"])
-        return [
-            Measurement(
-                what=f"batch {size}",
-                candidate=in_batches(
-                    lambda batch: session.run([OUTPUT_NAME], {INPUT_NAME: batch})[0], nchw, size
-                ),
-            )
-            for size in (1, 3, len(nchw))
-        ]
-    except Exception as error:
-        raise ExportError(
-            f"ONNX Runtime {onnxruntime.__version__} refused the model: {_first_line(error)}"
-        ) from error
 
 
 def _first_line(error: Exception) -> str:

@@ -18,7 +18,8 @@ from isthmus.export.errors import ExportError
 from isthmus.export.parity import StageResult
 from isthmus.export.reference import Reference
 from isthmus.export.torch_half import __main__ as torch_half
-from isthmus.export.torch_half.onnx_model import measure, write_onnx
+from isthmus.export.torch_half.onnx_model import write_onnx
+from isthmus.export.torch_half.runtime import measure
 from isthmus.lineage.files import sha256_file, write_json
 
 
