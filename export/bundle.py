@@ -18,6 +18,8 @@ from typing import Any
 
 from isthmus.export.errors import ExportError
 from isthmus.lineage.files import (
+    MANIFEST_COPIES,
+    OUTSIDE_DIGEST,
     canonical_json,
     file_table,
     point_latest,
@@ -30,9 +32,6 @@ from isthmus.lineage.files import (
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
-
-#: The manifest's copies, relative to saved_model/. Its digest leaves them out: they hold that digest.
-MANIFEST_COPIES = ("assets/manifest.json", "assets.extra/manifest.json")
 
 _PARTS = ("model.onnx", "reference.npz", "parity.json", "parity.png", "saved_model/saved_model.pb")
 _WANTED = (
@@ -89,7 +88,7 @@ class Bundle:
             for name in sorted(set(actual) & set(listed))
             if actual[name]["sha256"] != listed[name]["sha256"]
         ]
-        if tree_digest(self.saved_model, exclude=MANIFEST_COPIES) != self.manifest["saved_model_digest"]:
+        if tree_digest(self.saved_model, exclude=OUTSIDE_DIGEST) != self.manifest["saved_model_digest"]:
             broken.append("saved_model: its digest is not the manifest's saved_model_digest")
         expected = canonical_json(self.manifest)
         for copy in MANIFEST_COPIES:
@@ -144,7 +143,7 @@ def seal(folder: Path, manifest: dict[str, Any]) -> Bundle:
     sealed = {
         **manifest,
         "schema_version": SCHEMA_VERSION,
-        "saved_model_digest": tree_digest(folder / "saved_model", exclude=MANIFEST_COPIES),
+        "saved_model_digest": tree_digest(folder / "saved_model", exclude=OUTSIDE_DIGEST),
         "files": file_table(folder, exclude=_unlisted()),
     }
     write_manifest_copies(folder / "saved_model", sealed)
@@ -192,4 +191,4 @@ def find_by_fingerprint(
 
 
 def _unlisted() -> tuple[str, ...]:
-    return (MANIFEST, *(f"saved_model/{copy}" for copy in MANIFEST_COPIES))
+    return (MANIFEST, *(f"saved_model/{path}" for path in OUTSIDE_DIGEST))

@@ -11,7 +11,7 @@ from tfx.utils import path_utils
 
 from isthmus.export.bundle import MANIFEST, MANIFEST_COPIES
 from isthmus.export.reference import Reference
-from isthmus.lineage.files import canonical_json, sha256_file, tree_digest
+from isthmus.lineage.files import OUTSIDE_DIGEST, canonical_json, sha256_file, tree_digest
 
 
 def saved_model_of(model: Artifact) -> Path:
@@ -35,7 +35,7 @@ def broken_files(model: Artifact) -> list[str]:
     manifest = manifest_of(model)
     saved_model = saved_model_of(model)
     broken = []
-    if tree_digest(saved_model, exclude=MANIFEST_COPIES) != manifest["saved_model_digest"]:
+    if tree_digest(saved_model, exclude=OUTSIDE_DIGEST) != manifest["saved_model_digest"]:
         broken.append("the SavedModel is not the one that the manifest describes (saved_model_digest)")
     if sha256_file(Path(model.uri, "reference.npz")) != manifest["files"]["reference.npz"]["sha256"]:
         broken.append("reference.npz is not the one that the manifest describes")

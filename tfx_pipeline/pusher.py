@@ -21,8 +21,7 @@ from tfx.dsl.components.base import base_component, executor_spec
 from tfx.types import standard_artifacts
 from tfx.types.component_spec import ChannelParameter, ComponentSpec, ExecutionParameter
 
-from isthmus.export.bundle import MANIFEST_COPIES
-from isthmus.lineage.files import publish_directory, tree_digest
+from isthmus.lineage.files import OUTSIDE_DIGEST, publish_directory, tree_digest
 from isthmus.tfx_pipeline import evaluator
 from isthmus.tfx_pipeline.anomalies import anomaly_sentences
 from isthmus.tfx_pipeline.artifacts import BLESSED, ParityReport, Verdict
@@ -62,7 +61,7 @@ def refusals(gates: dict[str, types.Artifact]) -> list[str]:
 def pushed_version(base: Path, saved_model_digest: str) -> int | None:
     """The newest complete version below a serving folder that has this content, if there is one."""
     for version in sorted(versions(base), reverse=True):
-        if tree_digest(base / str(version), exclude=MANIFEST_COPIES) == saved_model_digest:
+        if tree_digest(base / str(version), exclude=OUTSIDE_DIGEST) == saved_model_digest:
             return version
     return None
 

@@ -1,8 +1,9 @@
-"""The `registry:` section of a recipe."""
+"""The `registry:` and `signing:` sections of a recipe."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 
@@ -35,3 +36,27 @@ class RegistryConfig:
             raise ValueError(
                 f"registry.max_metric_drop is {self.max_metric_drop}; give 0 or more, or leave it out"
             )
+
+
+@dataclass(kw_only=True)
+class SigningConfig:
+    """Who signs a model at export, and whose signature it must have to be pushed, promoted and served."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+
+    key: Path | None = None
+    """EC private key (PEM) that the export signs with; ISTHMUS_SIGNING_KEY wins. None: not signed."""
+
+    certificate: Path | None = None
+    """The key's own certificate (PEM), where verifiers trust certificates; ISTHMUS_SIGNING_CERTIFICATE wins."""
+
+    certificate_chain: tuple[Path, ...] = ()
+    """Certificates between `certificate` and those that the verifiers trust."""
+
+    verification_key: Path | None = None
+    """EC public key, or trusted certificates (PEM): what they did not sign is not pushed and not promoted;
+    ISTHMUS_VERIFICATION_KEY wins. None: signatures are not asked for."""
+
+    def __post_init__(self) -> None:
+        if self.certificate_chain and self.certificate is None:
+            raise ValueError("signing.certificate_chain goes with signing.certificate")

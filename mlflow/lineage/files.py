@@ -13,6 +13,15 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
+MANIFEST_COPIES = ("assets/manifest.json", "assets.extra/manifest.json")
+"""Files of a saved_model/ that hold a copy of the manifest."""
+
+SIGNATURE = "assets.extra/model.sig"
+"""The file of a saved_model/ that holds its signature."""
+
+OUTSIDE_DIGEST = (*MANIFEST_COPIES, SIGNATURE)
+"""Files that are no part of a SavedModel's own digest: they hold it, or are made when it is known."""
+
 
 class FileEntry(TypedDict):
     """One row of `file_table`."""

@@ -11,19 +11,13 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from isthmus.lineage import tracking
-from isthmus.lineage.files import read_json, sha256_file, tree_digest
+from isthmus.lineage.files import MANIFEST_COPIES, OUTSIDE_DIGEST, read_json, sha256_file, tree_digest
 from isthmus.lineage.source import library_versions
 
-if TYPE_CHECKING:
-    pass
-
 Format = Literal["onnx", "saved_model"]
-
-MANIFEST_COPIES = ("assets/manifest.json", "assets.extra/manifest.json")
-"""Files of a saved_model/ that hold a copy of the manifest, and so are no part of its own digest."""
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
@@ -134,7 +128,7 @@ def log_saved_model(
     )
     own = {
         "format": "saved_model",
-        "saved_model_digest": tree_digest(saved_model, exclude=MANIFEST_COPIES),
+        "saved_model_digest": tree_digest(saved_model, exclude=OUTSIDE_DIGEST),
         "input_model_id": input_model_id,
     }
     model_id = model_id or reserve(run_id, ["saved_model"])["saved_model"]

@@ -15,8 +15,8 @@ from typing import Any
 from isthmus.lineage import history
 from isthmus.lineage.config import RegistryConfig
 from isthmus.lineage.errors import LineageError, PromotionConflict, PromotionRefused
-from isthmus.lineage.files import broken_files, read_json, sha256_file
-from isthmus.lineage.models import MANIFEST_COPIES, read_manifest
+from isthmus.lineage.files import MANIFEST_COPIES, OUTSIDE_DIGEST, broken_files, read_json, sha256_file
+from isthmus.lineage.models import read_manifest
 from isthmus.lineage.parity_limits import loose_limits, stage_holds
 from isthmus.lineage.versions import Version, champion, get, settle_aliases, store_client, user_name
 
@@ -98,7 +98,7 @@ def _check_bundle(candidate: Version) -> tuple[dict[str, Any] | None, Verdict]:
     if sha256_file(bundle / "manifest.json") != candidate.tag("manifest_sha256"):
         return None, verdict(f"{bundle}/manifest.json is not the one that was registered")
     manifest = read_json(bundle / "manifest.json")
-    copies = [f"saved_model/{copy}" for copy in MANIFEST_COPIES]
+    copies = [f"saved_model/{copy}" for copy in OUTSIDE_DIGEST]
     broken = broken_files(bundle, manifest["files"], exclude=["manifest.json", *copies])
     broken += _broken_copies(bundle / "saved_model", candidate)
     if broken:
@@ -130,7 +130,7 @@ def check_pushed(candidate: Version) -> Verdict:
     if not broken:
         # The copy is the registered one, so its table of files can be believed.
         broken = broken_files(
-            pushed, saved_model_table(read_json(pushed / MANIFEST_COPIES[0])), exclude=MANIFEST_COPIES
+            pushed, saved_model_table(read_json(pushed / MANIFEST_COPIES[0])), exclude=OUTSIDE_DIGEST
         )
     if broken:
         return verdict(f"{pushed}: {'; '.join(broken)}")

@@ -11,8 +11,8 @@ from typing import Any
 from isthmus.lineage import history, registry, tracking
 from isthmus.lineage.chain import Chain, Node, Record, brief, build
 from isthmus.lineage.errors import LineageError
-from isthmus.lineage.files import read_json, sha256_file, tree_digest
-from isthmus.lineage.models import MANIFEST_COPIES, read_manifest
+from isthmus.lineage.files import OUTSIDE_DIGEST, read_json, sha256_file, tree_digest
+from isthmus.lineage.models import read_manifest
 from isthmus.lineage.versions import Version, store_client
 
 _REGISTRY_URI = re.compile(r"(?:models:/)?(?P<name>[^/@:]+)(?:/(?P<number>\d+)|@(?P<alias>[\w\-.]+))")
@@ -148,7 +148,7 @@ def _of_file(subject: str, path: Path) -> Chain:
 
 def _of_saved_model(subject: str, path: Path) -> Chain:
     manifest = read_manifest(path)
-    digest = manifest["saved_model_digest"] if manifest else tree_digest(path, exclude=MANIFEST_COPIES)
+    digest = manifest["saved_model_digest"] if manifest else tree_digest(path, exclude=OUTSIDE_DIGEST)
     found = registry.find(saved_model_digest=digest)
     here = [
         version for version in found if version.pushed_path and version.pushed_path.resolve() == path

@@ -20,6 +20,8 @@ from urllib.parse import unquote, urlparse
 from isthmus.lineage import history
 from isthmus.lineage.chain import Chain, Record
 from isthmus.lineage.files import (
+    MANIFEST_COPIES,
+    OUTSIDE_DIGEST,
     broken_files,
     canonical_json,
     read_json,
@@ -27,7 +29,6 @@ from isthmus.lineage.files import (
     sha256_text,
     tree_digest,
 )
-from isthmus.lineage.models import MANIFEST_COPIES
 from isthmus.lineage.promotion import check_pushed, saved_model_table
 from isthmus.lineage.source import has_commit
 from isthmus.lineage.versions import store_client
@@ -110,7 +111,7 @@ def _served(record: Record) -> Iterator[LinkCheck]:
 
 
 def _saved_model_files(link: str, folder: Path, manifest: Mapping[str, Any]) -> LinkCheck:
-    problems = broken_files(folder, saved_model_table(manifest), exclude=MANIFEST_COPIES)
+    problems = broken_files(folder, saved_model_table(manifest), exclude=OUTSIDE_DIGEST)
     problems += _differing_copies(folder, manifest)
     return _result(link, problems, f"every file of {folder} has its recorded hash")
 
@@ -133,7 +134,7 @@ def _bundle(record: Record) -> Iterator[LinkCheck]:
     if record.manifest is None:
         yield _result(link, [*problems, "manifest.json cannot be read"], "")
         return
-    outside = ["manifest.json", *(f"saved_model/{copy}" for copy in MANIFEST_COPIES)]
+    outside = ["manifest.json", *(f"saved_model/{copy}" for copy in OUTSIDE_DIGEST)]
     problems += broken_files(bundle, record.manifest["files"], exclude=outside)
     problems += _differing_copies(bundle / "saved_model", record.manifest)
     yield _result(link, problems, f"every file of {bundle} has its recorded hash")
@@ -171,7 +172,7 @@ def _stored_models(record: Record) -> Iterator[LinkCheck]:
 
 def _folder_digest(folder: Path) -> str | None:
     inside = folder / "saved_model"
-    return tree_digest(inside, exclude=MANIFEST_COPIES) if inside.is_dir() else None
+    return tree_digest(inside, exclude=OUTSIDE_DIGEST) if inside.is_dir() else None
 
 
 def _onnx_digest(folder: Path) -> str | None:
