@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from isthmus.tfx_pipeline.cluster_config import ClusterConfig
+
 
 def _share(name: str, value: float | None) -> None:
     if value is not None and not 0 <= value <= 1:
@@ -94,6 +96,10 @@ class PipelineConfig:
     server: ServerGate = field(default_factory=ServerGate)
     """The server check."""
 
+    push_to: str | None = None
+    """Folder, or place in an object store (`s3://…`, `gs://…`), that servers poll: versions are pushed to
+    `<push_to>/<name>/<version>/`. None: `serving` in the home folder."""
+
     on_corrupt: Literal["fail", "quarantine"] = "fail"
     """What an image that cannot be decoded does: stop the run, or be left out and listed."""
 
@@ -109,6 +115,9 @@ class PipelineConfig:
 
     beam_args: tuple[str, ...] = ()
     """Further Beam options. With a `--runner` among them, they are all that Beam is told."""
+
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    """Resources, environment and secrets of the tasks under the runners kubeflow and vertex."""
 
     def __post_init__(self) -> None:
         """Refuse what could only fail much later."""
