@@ -71,6 +71,9 @@ class Places:
     tracking_uri: str = ""
     """MLflow store; "" for the one in the home folder."""
 
+    verification_key: str = ""
+    """Public key or certificates whose signature a model must have to be pushed; "" for none."""
+
 
 @dataclass(kw_only=True, frozen=True)
 class CacheKeys:
@@ -225,6 +228,7 @@ def _publication(
         model_blessing=evaluator.outputs["blessing"],
         infra_blessing=server.outputs["blessing"],
         base_directory=places.serving,
+        verification_key=places.verification_key,
         code=keys.code["Pusher"],
     )
     registrar = Registrar(

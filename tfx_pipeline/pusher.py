@@ -21,6 +21,7 @@ from tfx.dsl.components.base import base_component, executor_spec
 from tfx.types import standard_artifacts
 from tfx.types.component_spec import ChannelParameter, ComponentSpec, ExecutionParameter
 
+from isthmus.lineage import signing
 from isthmus.lineage.files import OUTSIDE_DIGEST, publish_directory, tree_digest
 from isthmus.tfx_pipeline import evaluator
 from isthmus.tfx_pipeline.anomalies import anomaly_sentences
@@ -89,6 +90,14 @@ def push(saved_model: Path, base: Path) -> int:
     return version
 
 
+def unsigned(saved_model: Path, verification_key: str) -> list[str]:
+    """The reason against pushing a SavedModel folder that the key did not sign; nothing without a key."""
+    if not verification_key:
+        return []
+    refusal = signing.refusal(saved_model, Path(verification_key))
+    return [f"Signature: {refusal}"] if refusal else []
+
+
 class Executor(tfx_pusher.Executor):
     """Asks the gates, then pushes."""
 
@@ -102,12 +111,17 @@ class Executor(tfx_pusher.Executor):
         (pushed,) = output_dict["pushed_model"]
         (model,) = input_dict["model"]
         reasons = refusals({key: artifacts[0] for key, artifacts in input_dict.items() if key != "model"})
+        reasons += unsigned(saved_model_of(model), exec_properties["verification_key"])
         if reasons:
             self._MarkNotPushed(pushed)
             pushed.set_string_custom_property(NOT_PUSHED_BECAUSE, json.dumps(reasons, ensure_ascii=False))
             return
         saved_model, base = saved_model_of(model), Path(exec_properties["base_directory"])
         version = pushed_version(base, model.get_string_custom_property("saved_model_digest"))
+        there = None if version is None else Path(base, str(version))
+        if there is not None and there.is_dir() and unsigned(there, exec_properties["verification_key"]):
+            # The same content lies there with no signature, or with another's: this copy goes beside it.
+            version = None
         pushed.set_int_custom_property(FRESH, int(version is None))
         if version is None:
             version = push(saved_model, base)
@@ -121,6 +135,7 @@ class PusherSpec(ComponentSpec):
 
     PARAMETERS = {  # noqa: RUF012 - TFX reads class attributes
         "base_directory": ExecutionParameter(type=str),
+        "verification_key": ExecutionParameter(type=str),
         "code": ExecutionParameter(type=str),
     }
     INPUTS = {  # noqa: RUF012
@@ -151,8 +166,13 @@ class Pusher(base_component.BaseComponent):
         infra_blessing: types.BaseChannel,
         base_directory: str,
         code: str,
+        verification_key: str = "",
     ) -> None:
-        """Describe one run; `base_directory` is the folder that a server polls."""
+        """Describe one run.
+
+        `base_directory` is the folder that a server polls; a model that `verification_key` did not sign is not
+        pushed ("": signatures are not asked for).
+        """
         super().__init__(
             PusherSpec(
                 model=model,
@@ -162,6 +182,7 @@ class Pusher(base_component.BaseComponent):
                 model_blessing=model_blessing,
                 infra_blessing=infra_blessing,
                 base_directory=base_directory,
+                verification_key=verification_key,
                 code=code,
                 pushed_model=types.Channel(type=standard_artifacts.PushedModel),
             )

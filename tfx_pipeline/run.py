@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
     from isthmus.export.bundle import Bundle
+    from isthmus.lineage.config import SigningConfig
     from isthmus.tfx_pipeline.runner import Outcome
 
 logger = logging.getLogger(__name__)
@@ -70,6 +71,7 @@ def run_local(
     config: PipelineConfig,
     home: Path,
     tracking_uri: str | None = None,
+    signing: SigningConfig | None = None,
 ) -> PipelineResult:
     """Validate a bundle against an image folder and, when every gate is passed, push and register it.
 
@@ -80,6 +82,7 @@ def run_local(
         config: The recipe's `pipeline:` section.
         home: Home folder; versions are pushed to `<home>/serving/<name>/<version>/`.
         tracking_uri: MLflow store; None for the one in the home folder.
+        signing: Its verification key, or the environment's, must have signed what is pushed.
 
     Raises:
         NotPushedError: A gate refused the model, or could not run.
@@ -88,6 +91,7 @@ def run_local(
         LineageError: The registry cannot be reached.
     """
     from isthmus.export import bundle as bundles
+    from isthmus.lineage import signing as signatures
 
     started = time.monotonic()
     opened = bundles.load(bundle)
@@ -97,6 +101,9 @@ def run_local(
     folder = image_folder.inspect(data_root.absolute(), labels=opened.manifest["model"]["labels"])
     if config.schema is not None and not config.schema.is_file():
         raise PipelineError(f"no schema at {config.schema}; leave pipeline.schema out to have one inferred")
+    key = signatures.configured(signing).verification_key
+    if key is not None and (unsigned := signatures.refusal(opened.saved_model, key)):
+        raise PipelineError(f"not pushed, because {unsigned}; export it with the signing key")
     home = home.absolute()
     root = home / "pipeline" / name
     with _only_run(root):
@@ -104,7 +111,14 @@ def run_local(
         counts = ", ".join(f"{count} {split}" for split, count in folder.num_images.items())
         logger.info("images %s (%s)", folder.root, counts)
         outcomes = _run(
-            opened, folder, name=name, config=config, home=home, root=root, tracking_uri=tracking_uri
+            opened,
+            folder,
+            name=name,
+            config=config,
+            home=home,
+            root=root,
+            tracking_uri=tracking_uri,
+            verification_key=key,
         )
         return _result(outcomes, seconds=time.monotonic() - started)
 
@@ -118,6 +132,7 @@ def _run(
     home: Path,
     root: Path,
     tracking_uri: str | None,
+    verification_key: Path | None,
 ) -> dict[str, Outcome]:
     """Build the pipeline and run it; returns the outcomes of all components by id."""
     database, serving = home / "metadata.db", home / "serving" / name
@@ -156,6 +171,7 @@ def _run(
             bundle=str(bundle.path),
             home=str(home),
             tracking_uri=tracking_uri or "",
+            verification_key=str(verification_key.absolute()) if verification_key else "",
         ),
         config=config,
         keys=keys,
