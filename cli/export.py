@@ -59,6 +59,7 @@ def _export(
         force=arguments.force,
         images=images,
         diagnose=arguments.diagnose,
+        signing=recipe.signing,
     )
 
 

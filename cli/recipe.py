@@ -20,7 +20,7 @@ import yaml
 
 from isthmus.cli.errors import UsageError
 from isthmus.export.config import ExportConfig
-from isthmus.lineage.config import RegistryConfig
+from isthmus.lineage.config import RegistryConfig, SigningConfig
 from isthmus.tfx_pipeline.config import PipelineConfig
 from isthmus.training.config import DataConfig, ModelConfig, TrainConfig
 
@@ -47,6 +47,8 @@ class Recipe:
     """What the pipeline checks before it pushes."""
     registry: RegistryConfig = dataclasses.field(default_factory=RegistryConfig)
     """Who may promote, and what is kept."""
+    signing: SigningConfig = dataclasses.field(default_factory=SigningConfig)
+    """The key that a bundle is signed with, and the one that its signature must answer to."""
 
     def __post_init__(self) -> None:
         if not self.name or not all(c.isascii() and (c.isalnum() or c in "-_") for c in self.name):

@@ -26,7 +26,9 @@ from isthmus.export.parity import Report, StageResult
 from isthmus.export.recording import is_known, recorded
 from isthmus.export.reference import Reference
 from isthmus.export.staging import Staging, staging
+from isthmus.lineage import signing as signatures
 from isthmus.lineage import tracking
+from isthmus.lineage.config import SigningConfig
 from isthmus.lineage.files import point_latest, sha256_file, write_json
 
 log = logging.getLogger(__name__)
@@ -46,6 +48,7 @@ def export(
     force: bool = False,
     images: ReferenceImages | None = None,
     diagnose: bool = False,
+    signing: SigningConfig | None = None,
 ) -> Path:
     """Carry a checkpoint across the bridge and publish the bundle.
 
@@ -60,6 +63,7 @@ def export(
         force: Export again although nothing changed.
         images: Instead of data_root for a model that was trained elsewhere: any folder of images.
         diagnose: Where no rung passes, say which ONNX node is the first to differ (minutes).
+        signing: The key to sign the bundle with; the environment's wins. Without a key it is not signed.
 
     Returns:
         The published bundle, or the earlier one made from the same checkpoint, configuration and code and
@@ -76,8 +80,13 @@ def export(
     fingerprint = manifests.fingerprint(source, config=config, recipe=recipe, data_root=images.root)
     folder = home.absolute() / "bundles" / name
 
+    signing = signatures.configured(signing)
+    signatures.check(signing)
+
     def of_this_store(bundle: bundles.Bundle) -> bool:
-        return is_known(bundle, tracking.connect(home, tracking_uri))
+        return signatures.is_usable(bundle.saved_model, signing) and is_known(
+            bundle, tracking.connect(home, tracking_uri)
+        )
 
     if not force and (known := bundles.find_by_fingerprint(folder, fingerprint, usable=of_this_store)):
         point_latest(folder / "latest", known.path)
@@ -96,6 +105,7 @@ def export(
             target=folder / bundle_id,
             log_stem=home.absolute() / "logs" / f"export-{name}-{bundle_id}",
             diagnose=diagnose,
+            signing=signing,
         )
         return exporter.run(home=home, tracking_uri=tracking_uri)
 
@@ -116,11 +126,12 @@ class _Exporter:
         target: Path,
         log_stem: Path,
         diagnose: bool,
+        signing: SigningConfig,
     ) -> None:
         self.name, self.source, self.images = name, source, images
         self.config, self.recipe, self.fingerprint = config, recipe, fingerprint
         self.staging, self.target, self.log_stem = staging, target, log_stem
-        self.diagnose = diagnose
+        self.diagnose, self.signing = diagnose, signing
         self.bundle = staging.path / "bundle"
         self.bundle.mkdir()
         self.runner = JobRunner(
@@ -178,6 +189,9 @@ class _Exporter:
                     export={**export, "mlflow": recording.ids},
                 ),
             )
+            if self.signing.key is not None:
+                signatures.sign(sealed.saved_model, self.signing)
+                log.info("%-22s with %s", "signed", self.signing.key)
             recording.store(sealed, chosen.report)
             published = bundles.publish(self.bundle, self.target)
         for failure in chosen.report.failures:

@@ -47,36 +47,27 @@ def is_signed(saved_model: Path) -> bool:
     return (saved_model / SIGNATURE).is_file()
 
 
+def is_usable(saved_model: Path, config: SigningConfig) -> bool:
+    """Whether an earlier export may stand where this configuration would sign a new one.
+
+    Raises SigningError when the verification key cannot be used.
+    """
+    if config.key is None:
+        return True
+    if config.verification_key is not None:
+        return refusal(saved_model, config.verification_key) is None
+    return is_signed(saved_model)
+
+
 def sign(saved_model: Path, config: SigningConfig) -> Path:
     """Sign a SavedModel folder with the configured key and return the signature's path; an earlier one is replaced.
 
     Raises:
         SigningError: there is no key, or it cannot be used, or `verification_key` does not belong to it.
     """
-    if config.key is None:
-        raise SigningError(f"no signing key is configured; set signing.key or {_ENVIRONMENT['key']}")
-    library = _library()
+    signer = _signer(config)
     target = saved_model / SIGNATURE
     target.parent.mkdir(exist_ok=True)
-    password = os.environ.get(_PASSWORD)
-    signer = library.signing.Config().set_hashing_config(_hashing(library))
-    try:
-        if config.certificate is None:
-            # The library hands the password on to `cryptography`, which wants bytes.
-            signer.use_elliptic_key_signer(
-                private_key=config.key, password=password.encode() if password else None
-            )
-        else:
-            signer.use_certificate_signer(
-                private_key=config.key,
-                signing_certificate=config.certificate,
-                certificate_chain=config.certificate_chain,
-            )
-    except (OSError, ValueError, TypeError) as error:
-        raise SigningError(
-            f"cannot sign with {config.key}: {_line(error)}. Give an EC private key in PEM "
-            f"(P-256, P-384 or P-521); its password, if it has one, in {_PASSWORD}"
-        ) from error
     beside = target.with_name(f".{target.name}.tmp")
     signer.sign(saved_model, beside)
     os.replace(beside, target)
@@ -120,9 +111,36 @@ def refusal(saved_model: Path, key: Path) -> str | None:
     return None
 
 
-def check_key(key: Path) -> None:
-    """Raises SigningError unless `key` can verify signatures."""
-    _verifier(key)
+def check(config: SigningConfig) -> None:
+    """Raises SigningError unless every key that is configured can be used; before any work is done."""
+    if config.key is not None:
+        _signer(config)
+    if config.verification_key is not None:
+        _verifier(config.verification_key)
+
+
+def _signer(config: SigningConfig) -> Any:
+    if config.key is None:
+        raise SigningError(f"no signing key is configured; set signing.key or {_ENVIRONMENT['key']}")
+    library = _library()
+    password = os.environ.get(_PASSWORD)
+    signer = library.signing.Config().set_hashing_config(_hashing(library))
+    try:
+        if config.certificate is None:
+            # The library hands the password on to `cryptography`, which wants bytes.
+            return signer.use_elliptic_key_signer(
+                private_key=config.key, password=password.encode() if password else None
+            )
+        return signer.use_certificate_signer(
+            private_key=config.key,
+            signing_certificate=config.certificate,
+            certificate_chain=config.certificate_chain,
+        )
+    except (OSError, ValueError, TypeError) as error:
+        raise SigningError(
+            f"cannot sign with {config.key}: {_line(error)}. Give an EC private key in PEM "
+            f"(P-256, P-384 or P-521); its password, if it has one, in {_PASSWORD}"
+        ) from error
 
 
 def _verifier(key: Path) -> Any:
