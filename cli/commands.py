@@ -70,6 +70,7 @@ def pipeline(arguments: argparse.Namespace) -> int:
             config=recipe.pipeline,
             home=arguments.home,
             tracking_uri=arguments.tracking_uri,
+            signing=recipe.signing,
         )
     report(arguments, dataclasses.asdict(result), log)
     return 0
