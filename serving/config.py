@@ -155,6 +155,10 @@ class ServingConfig:
     access_log_file: Path | None = None
     """One JSON line per request is appended here. None: no access log (not in tensorflow_model_server)."""
 
+    verification_key: Path | None = None
+    """EC public key, or trusted certificates (PEM): a version that they did not sign is not loaded. None:
+    signatures are not asked for (not in tensorflow_model_server)."""
+
     prediction_log_folder: Path | None = None
     """A sample of requests and answers goes into TFRecord files of PredictionLog here. None: none (not in
     tensorflow_model_server)."""

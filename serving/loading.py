@@ -5,6 +5,7 @@ import os
 import time
 from pathlib import Path
 
+from isthmus.lineage import signing
 from isthmus.serving import batching, warmup
 from isthmus.serving.batching import BatchedModel, BatchingParameters
 from isthmus.serving.config import ServingConfig
@@ -17,6 +18,12 @@ from isthmus.serving.status import Code
 __all__ = ["Loader"]
 
 logger = logging.getLogger(__name__)
+
+
+def _check_signature(path: Path, key: Path) -> None:
+    refusal = signing.refusal(path, key)
+    if refusal is not None:
+        raise RequestError(Code.FAILED_PRECONDITION, f"not loaded: {refusal}")
 
 
 class Loader:
@@ -40,8 +47,11 @@ class Loader:
         """Load one version and replay its warm-up.
 
         Raises:
-            RequestError: the model cannot be loaded, or a warm-up request fails.
+            RequestError: the model cannot be loaded, or a warm-up request fails; FAILED_PRECONDITION when the
+                configured key did not sign it as it is now.
         """
+        if self._config.verification_key is not None:
+            _check_signature(path, self._config.verification_key)
         model = self._loaded(path)
         if self._config.enable_model_warmup:
             try:

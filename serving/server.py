@@ -52,6 +52,7 @@ class EmbeddedServer:
     def __init__(self, config: ServingConfig) -> None:
         self.config = config
         self._models = configured_models(config)
+        check_verification_key(config)
         self._batching = configured_batching(config)
         self._manager: ModelManager | None = None
         self._config_poller: threading.Thread | None = None
@@ -195,6 +196,22 @@ def configured_models(config: ServingConfig) -> list[ModelSettings]:
             "no model to serve: give --model_base_path (with --model_name) or --model_config_file"
         )
     return [ModelSettings(name=config.model_name, base_path=config.model_base_path.absolute())]
+
+
+def check_verification_key(config: ServingConfig) -> None:
+    """Find out before TensorFlow is imported whether signatures can be verified.
+
+    Raises:
+        ServingError: the verification key cannot be used.
+    """
+    if config.verification_key is None:
+        return
+    from isthmus.lineage import signing
+
+    try:
+        signing.check_key(config.verification_key)
+    except signing.SigningError as error:
+        raise ServingError(f"--verification_key: {error}") from error
 
 
 def configured_batching(config: ServingConfig) -> BatchingParameters | None:
