@@ -111,6 +111,11 @@ def refusal(saved_model: Path, key: Path) -> str | None:
     return None
 
 
+def check_key(key: Path) -> None:
+    """Raises SigningError unless `key` can verify signatures."""
+    _verifier(key)
+
+
 def check(config: SigningConfig) -> None:
     """Raises SigningError unless every key that is configured can be used; before any work is done."""
     if config.key is not None:
