@@ -85,13 +85,15 @@ class GrpcClient(Client):
         )
         return grpc_messages.predict_outputs(response)
 
-    def status(self, model: str, *, version: int | None = None) -> list[VersionStatus]:
-        """State of the model's versions, newest first.
+    def status(
+        self, model: str, *, version: int | None = None, label: str | None = None
+    ) -> list[VersionStatus]:
+        """State of the model's versions, newest first; of one version when its number or its label is given.
 
         Raises:
-            RequestError: NOT_FOUND for an unknown model.
+            RequestError: NOT_FOUND for an unknown model, INVALID_ARGUMENT for an unknown label.
         """
-        request = grpc_messages.status_request(model, version)
+        request = grpc_messages.status_request(model, version, label)
         return grpc_messages.statuses(self._call(grpc_messages.STATUS, request, self._timeout_s))
 
     def metadata(self, model: str, *, version: int | None = None) -> dict[str, Signature]:
@@ -102,6 +104,18 @@ class GrpcClient(Client):
         """
         request = grpc_messages.metadata_request(model, version)
         return grpc_messages.signatures(self._call(grpc_messages.METADATA, request, self._timeout_s))
+
+    def reload_config(self, config: Any) -> None:
+        """Make the server serve exactly what a ModelServerConfig message says, from now on.
+
+        Raises:
+            RequestError: FAILED_PRECONDITION when a label names a version that is not AVAILABLE;
+                PERMISSION_DENIED when the server takes no such request from here.
+        """
+        request = grpc_messages.reload_request(config)
+        status = self._call(grpc_messages.RELOAD, request, self._timeout_s).status
+        if status.error_code:
+            raise RequestError(Code(status.error_code), status.error_message)
 
     def _call(self, method: grpc_messages.Method, request: Any, timeout_s: float) -> Any:
         import grpc

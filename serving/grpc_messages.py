@@ -15,12 +15,14 @@ __all__ = [
     "CHANNEL_OPTIONS",
     "METADATA",
     "PREDICT",
+    "RELOAD",
     "STATUS",
     "Method",
     "call_metadata",
     "metadata_request",
     "predict_outputs",
     "predict_request",
+    "reload_request",
     "signatures",
     "status_request",
     "statuses",
@@ -54,6 +56,7 @@ class Method:
 
 PREDICT = Method("PredictionService/Predict", "predict_pb2", "PredictResponse")
 STATUS = Method("ModelService/GetModelStatus", "get_model_status_pb2", "GetModelStatusResponse")
+RELOAD = Method("ModelService/HandleReloadConfigRequest", "model_management_pb2", "ReloadConfigResponse")
 METADATA = Method("PredictionService/GetModelMetadata", "get_model_metadata_pb2", "GetModelMetadataResponse")
 
 
@@ -88,10 +91,21 @@ def predict_outputs(response: Any) -> dict[str, Array]:
     return {alias: tensors.array_from_proto(proto) for alias, proto in response.outputs.items()}
 
 
-def status_request(model: str, version: int | None) -> Any:
-    """A GetModelStatusRequest."""
+def status_request(model: str, version: int | None, label: str | None = None) -> Any:
+    """A GetModelStatusRequest.
+
+    Raises:
+        ServingError: a version and a label are given.
+    """
     request = message_class(_APIS + STATUS.module, "GetModelStatusRequest")()
-    _fill_spec(request.model_spec, model, version, None)
+    _fill_spec(request.model_spec, model, version, label)
+    return request
+
+
+def reload_request(config: Any) -> Any:
+    """A ReloadConfigRequest with a ModelServerConfig message."""
+    request = message_class(_APIS + RELOAD.module, "ReloadConfigRequest")()
+    request.config.CopyFrom(config)
     return request
 
 
