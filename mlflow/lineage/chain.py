@@ -153,7 +153,10 @@ def _served_node(record: Record) -> Node:
     path = record.pushed_path or (record.version.pushed_path if record.version else None)
     facts = {"version": record.version.served_version if record.version else None}
     if path is None:
-        return Node(kind="served", label="never pushed")
+        place = record.version.pushed_place if record.version else None
+        if place is None:
+            return Node(kind="served", label="never pushed")
+        return Node(kind="served", label="served from", id=place, facts=facts)
     return Node(kind="served", label="served from", id=str(path), facts=facts | {"present": path.is_dir()})
 
 

@@ -12,12 +12,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from isthmus.lineage import history
+from isthmus.lineage import history, signing
 from isthmus.lineage.config import RegistryConfig
 from isthmus.lineage.errors import LineageError, PromotionConflict, PromotionRefused
 from isthmus.lineage.files import MANIFEST_COPIES, OUTSIDE_DIGEST, broken_files, read_json, sha256_file
 from isthmus.lineage.models import read_manifest
 from isthmus.lineage.parity_limits import loose_limits, stage_holds
+from isthmus.lineage.places import local_copy
 from isthmus.lineage.versions import Version, champion, get, settle_aliases, store_client, user_name
 
 log = logging.getLogger(__name__)
@@ -74,12 +75,14 @@ def check(
     config: RegistryConfig,
     current: Version | None = None,
     approve_by: str | None = None,
+    verification_key: Path | None = None,
 ) -> list[Verdict]:
     """Every gate before a promotion, in order. A gate that cannot run has failed."""
     manifest, bundle_verdict = _check_bundle(candidate)
     return [
         bundle_verdict,
         check_pushed(candidate),
+        check_signature(candidate, verification_key),
         _check_parity(manifest),
         _check_overrides(candidate, manifest),
         _check_source(candidate, config),
@@ -121,20 +124,35 @@ def check_pushed(candidate: Version) -> Verdict:
     def verdict(text: str, *, passed: bool = False) -> Verdict:
         return Verdict(gate="pushed version", passed=passed, text=text)
 
-    pushed = candidate.pushed_path
-    if pushed is None:
+    place = candidate.pushed_place
+    if place is None:
         return verdict("it was never pushed; run the pipeline")
-    if not pushed.is_dir():
-        return verdict(f"{pushed} is not there")
-    broken = _broken_copies(pushed, candidate)
-    if not broken:
-        # The copy is the registered one, so its table of files can be believed.
-        broken = broken_files(
-            pushed, saved_model_table(read_json(pushed / MANIFEST_COPIES[0])), exclude=OUTSIDE_DIGEST
-        )
+    try:
+        with local_copy(place) as pushed:
+            if not pushed.is_dir():
+                return verdict(f"{place} is not there")
+            broken = _broken_copies(pushed, candidate)
+            if not broken:
+                # The copy is the registered one, so its table of files can be believed.
+                broken = broken_files(
+                    pushed, saved_model_table(read_json(pushed / MANIFEST_COPIES[0])), exclude=OUTSIDE_DIGEST
+                )
+    except LineageError as error:
+        return verdict(str(error))
     if broken:
-        return verdict(f"{pushed}: {'; '.join(broken)}")
-    return verdict(f"every file of {pushed} has its recorded hash", passed=True)
+        return verdict(f"{place}: {'; '.join(broken)}")
+    return verdict(f"every file of {place} has its recorded hash", passed=True)
+
+
+def check_signature(candidate: Version, key: Path | None) -> Verdict:
+    """Whether the key signed the folder that serves, as it is now; without a key, signatures are not asked for."""
+    pushed = candidate.pushed_path
+    if key is None:
+        return Verdict(gate="signature", passed=True, text="not asked for")
+    if pushed is None or not pushed.is_dir():
+        return Verdict(gate="signature", passed=False, text="the pushed version is not there")
+    refusal = signing.refusal(pushed, key)
+    return Verdict(gate="signature", passed=refusal is None, text=refusal or f"signed by {key}")
 
 
 def saved_model_table(manifest: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from isthmus.lineage import history, promotion, tracking
 from isthmus.lineage.errors import LineageError
 from isthmus.lineage.files import canonical_json, sha256_file, sha256_text
+from isthmus.lineage.places import is_remote
 from isthmus.lineage.versions import METRIC_TAG, Version, find, get, settle_aliases, store_client, user_name
 
 if TYPE_CHECKING:
@@ -22,8 +23,9 @@ def register_version(
     *,
     name: str,
     manifest: Mapping[str, Any],
-    bundle: Path,
-    pushed_path: Path | None = None,
+    bundle: Path | str,
+    manifest_sha256: str | None = None,
+    pushed_path: Path | str | None = None,
     served_version: int | None = None,
     run_id: str | None = None,
     metrics: Mapping[str, float] | None = None,
@@ -38,14 +40,15 @@ def register_version(
     the history says so; if not, one log line says why. A second call for the same SavedModel returns the version
     of the first, with the tags of this push.
 
-    `bundle` is the published folder (its manifest.json is hashed), `pushed_path` the served folder,
+    `bundle` is the published folder (its manifest.json is hashed) or its URI (then its `manifest_sha256` is given),
+    `pushed_path` the served folder or its URI,
     `served_version` its number, `run_id` the pipeline's MLflow run, `mlmd` ids of ML Metadata by name.
     """
     client = store_client()
     _ensure_model(client, name, manifest)
-    tags = version_tags(manifest, bundle) | tracking.prefixed(
+    tags = version_tags(manifest, bundle, manifest_sha256=manifest_sha256) | tracking.prefixed(
         {
-            "pushed_path": str(Path(pushed_path).absolute()) if pushed_path else None,
+            "pushed_path": _place(pushed_path) if pushed_path else None,
             "served_version": served_version,
             "pipeline_run_id": run_id,
         }
@@ -66,16 +69,23 @@ def register_version(
     return get(name, number)
 
 
-def version_tags(manifest: Mapping[str, Any], bundle: Path) -> dict[str, str]:
+def _place(path: Path | str) -> str:
+    """An absolute path; a URI is one already."""
+    return str(path) if is_remote(str(path)) else str(Path(path).absolute())
+
+
+def version_tags(
+    manifest: Mapping[str, Any], bundle: Path | str, *, manifest_sha256: str | None = None
+) -> dict[str, str]:
     """The tags that a manifest gives its version: every hash, every id, what decides a promotion."""
     training, export, dataset = manifest["training"], manifest["export"], manifest["dataset"]
     at_training, at_export = training.get("source") or {}, manifest.get("source") or {}
     training_ids, export_ids = training.get("mlflow") or {}, export.get("mlflow") or {}
     return tracking.prefixed(
         {
-            "bundle": str(Path(bundle).absolute()),
+            "bundle": _place(bundle),
             "saved_model_digest": manifest["saved_model_digest"],
-            "manifest_sha256": sha256_file(Path(bundle) / "manifest.json"),
+            "manifest_sha256": manifest_sha256 or sha256_file(Path(bundle) / "manifest.json"),
             "manifest_copy_sha256": sha256_text(canonical_json(manifest)),
             "onnx_sha256": export.get("onnx_sha256"),
             "weights_sha256": training.get("checkpoint_sha256"),
@@ -126,7 +136,9 @@ def _create(
     description: str,
 ) -> int:
     model_id = tags.get("isthmus.saved_model_id")
-    source = f"models:/{model_id}" if model_id else Path(tags["isthmus.bundle"], "saved_model").as_uri()
+    bundle = tags["isthmus.bundle"]
+    unknown = f"{bundle}/saved_model" if is_remote(bundle) else Path(bundle, "saved_model").as_uri()
+    source = f"models:/{model_id}" if model_id else unknown
     row = client.create_model_version(
         name,
         source=source,

@@ -100,11 +100,9 @@ def _served(record: Record) -> Iterator[LinkCheck]:
         if record.pushed_path is not None and record.manifest is not None:
             yield _saved_model_files("manifest → served files", record.pushed_path, record.manifest)
         return
-    if version.pushed_path is None or not version.pushed_path.is_dir():
-        yield _unknown(
-            link,
-            f"{version.pushed_path or 'nothing'} is not there" if version.pushed_path else "never pushed",
-        )
+    path = version.pushed_path
+    if version.pushed_place is None or (path is not None and not path.is_dir()):
+        yield _unknown(link, "never pushed" if path is None else f"{path} is not there")
         return
     verdict = check_pushed(version)
     yield _result(link, [] if verdict.passed else [verdict.text], verdict.text)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from isthmus.lineage import history, tracking
 from isthmus.lineage.errors import LineageError
+from isthmus.lineage.places import is_remote
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -60,9 +61,15 @@ class Version:
         return _path(self.tag("bundle"))
 
     @property
+    def pushed_place(self) -> str | None:
+        """What TensorFlow Serving loads: a folder, or a place in an object store."""
+        return self.tag("pushed_path")
+
+    @property
     def pushed_path(self) -> Path | None:
-        """The folder that TensorFlow Serving loads."""
-        return _path(self.tag("pushed_path"))
+        """The folder that TensorFlow Serving loads; None where it is no folder of a file system."""
+        place = self.pushed_place
+        return None if place is None or is_remote(place) else Path(place)
 
     @property
     def served_version(self) -> int | None:
