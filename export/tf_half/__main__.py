@@ -3,18 +3,24 @@
     python -m isthmus.export.tf_half <job folder>
 
 request.json: {"onnx", "rung", "saved_model" (folder to make), "reference", "preprocessing", "labels", "head",
-"warmup_batch_sizes"}. result.json: {"seconds": {"lower", "save"}}.
+"warmup_batch_sizes"}, and where it is not fp32 "precision" and "calibration" (a file, or null).
+ result.json: {"seconds": {"lower", "save"}}.
 """
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from isthmus.export.jobs import serve_job
+from isthmus.export.reduced import Evaluation
 from isthmus.export.reference import Reference
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 _NUM_SAMPLES = 8
 
@@ -32,18 +38,30 @@ def prepare() -> None:
 
 def run(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
     """Lower, add the signatures, save. `folder` is not written to."""
-    from isthmus.export.tf_half import lowering, saving
+    from isthmus.export.tf_half import lowering, precision, saving
 
     del folder
     reference = Reference.load(Path(request["reference"]))
     # Warm-up records hold real images, from all over the classes.
     samples = list(reference.encoded[:: max(1, len(reference) // _NUM_SAMPLES)][:_NUM_SAMPLES])
 
+    calibration = Evaluation.load(Path(request["calibration"])) if request.get("calibration") else None
     started = time.monotonic()
-    logits_fn = lowering.lower(Path(request["onnx"]), rung=request["rung"])
-    lowered = time.monotonic()
+    seconds = {}
+
+    def lowered() -> Callable[[tf.Tensor], tf.Tensor]:
+        function = precision.reduced(
+            lowering.lower(Path(request["onnx"]), rung=request["rung"]),
+            precision=request.get("precision", "fp32"),
+            input_size=request["preprocessing"]["input_size"],
+            calibration=calibration,
+        )
+        seconds["lower"] = time.monotonic() - started
+        return function
+
     saving.save(
-        logits_fn,
+        # No name for it here: what is lowered holds the weights, and `save` frees them when it can.
+        lowered(),
         target=Path(request["saved_model"]),
         preprocessing=request["preprocessing"],
         labels=request["labels"],
@@ -51,7 +69,7 @@ def run(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
         warmup_batch_sizes=request["warmup_batch_sizes"],
         sample_images=samples,
     )
-    return {"seconds": {"lower": lowered - started, "save": time.monotonic() - lowered}}
+    return {"seconds": {**seconds, "save": time.monotonic() - started - seconds["lower"]}}
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 
 from isthmus.export.errors import ExportError
 from isthmus.export.tf_half import preprocessing as preprocessing_module
-from isthmus.export.tf_half import signatures, warmup
+from isthmus.export.tf_half import signatures, warmup, weightless
 
 CLASSIFY_METHOD = "tensorflow/serving/classify"
 LABELS_FILE = "labels.txt"
@@ -63,15 +63,17 @@ def save(
         raise ExportError(f"{target} exists already; a SavedModel is written to a new folder")
     steps = preprocessing_module.build(dict(preprocessing))
     _check_labels(labels)
-    logits = signatures.frozen(logits_fn, height=steps.height, width=steps.width)
-    _check_logits(logits, labels)
+    lowered = weightless.trace(logits_fn, height=steps.height, width=steps.width)
+    # It holds the weights again; the caller, it is hoped, has let go of it too.
+    del logits_fn
+    _check_logits(lowered.function, labels)
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
         (staging / LABELS_FILE).write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
         (staging / MANIFEST_FILE).write_text("{}\n", encoding="utf-8")
         model = signatures.ServedModel(
-            logits,
+            lowered.function,
             preprocessing=steps,
             head=head,
             num_classes=len(labels),
@@ -79,7 +81,7 @@ def save(
             manifest_file=staging / MANIFEST_FILE,
         )
         tf.saved_model.save(model, str(staging / "model"), signatures=model.signatures())
-        _finish(staging / "model")
+        _finish(staging / "model", lowered)
         extra = staging / "model" / EXTRA_ASSETS
         extra.mkdir()
         warmup.write(
@@ -110,8 +112,8 @@ def _check_logits(logits: Any, labels: Sequence[str]) -> None:
         )
 
 
-def _finish(folder: Path) -> None:
-    """Name the classify method, and take out what differs from one run to the next or is of no use."""
+def _finish(folder: Path, lowered: weightless.Weightless) -> None:
+    """Name the classify method, take out what differs between runs or is of no use, put the weights in."""
     file = folder / GRAPH_FILE
     saved = saved_model_pb2.SavedModel.FromString(file.read_bytes())
     for meta_graph in saved.meta_graphs:
@@ -122,6 +124,7 @@ def _finish(folder: Path) -> None:
                 node.attr.pop("_output_shapes", None)
             if not function.signature.name.startswith("__inference_"):
                 _shorten_names(function)
+    lowered.restore(saved)
     file.write_bytes(saved.SerializeToString(deterministic=True))
     (folder / "fingerprint.pb").unlink(missing_ok=True)
 

@@ -15,34 +15,15 @@ verification without touching the graph.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import tensorflow as tf
-from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 from isthmus.export.tf_half.preprocessing import Preprocessing
 
 Head = Literal["single_label", "multi_label"]
 IMAGE_FEATURE = "image/encoded"
-
-
-def frozen(logits_fn: Callable[[tf.Tensor], tf.Tensor], *, height: int, width: int) -> Any:
-    """Trace `logits_fn` for float32 [N, height, width, 3] with N dynamic, and make its weights constants.
-
-    Constants let TensorFlow fold, fuse and pre-pack them when the model is loaded.
-
-    Returns:
-        A concrete function, images -> [logits].
-    """
-
-    def logits(images: tf.Tensor) -> tf.Tensor:
-        return tf.identity(tf.cast(logits_fn(images), tf.float32), name="logits")
-
-    spec = tf.TensorSpec([None, height, width, 3], tf.float32, name="images")
-    traced = tf.function(logits, input_signature=[spec], autograph=False).get_concrete_function()
-    return convert_variables_to_constants_v2(traced)
 
 
 class _Lines(tf.lookup.TextFileInitializer):
@@ -79,7 +60,7 @@ class ServedModel(tf.Module):
     ) -> None:
         """
         Args:
-            logits: concrete function of `frozen`.
+            logits: concrete function, preprocessed images -> [logits] (`weightless.trace`).
             preprocessing: from encoded bytes to the model's input.
             head: probabilities are a softmax over the classes, or one sigmoid each.
             num_classes: C.
