@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 from tfx import types
@@ -19,6 +18,7 @@ from tfx.types.component_spec import ChannelParameter, ComponentSpec, ExecutionP
 from tfx.utils import io_utils, path_utils
 
 from isthmus.export import bundle as bundles
+from isthmus.tfx_pipeline import remote
 from isthmus.tfx_pipeline.errors import PipelineError
 
 COPIED = ("manifest.json", "reference.npz", "parity.json")
@@ -60,12 +60,13 @@ class Executor(base_executor.BaseExecutor):
             ExportError: There is no bundle.
             PipelineError: A file is not what the manifest says.
         """
-        bundle = bundles.load(Path(exec_properties["bundle"]))
-        if broken := bundle.verify():
-            raise PipelineError(
-                f"the bundle {bundle.path} is damaged: {'; '.join(broken[:5])}; export it again"
-            )
         (model,) = output_dict["model"]
+        with remote.local_tree(exec_properties["bundle"]) as folder:
+            self._import(bundles.load(folder), model, named=exec_properties["bundle"])
+
+    def _import(self, bundle: bundles.Bundle, model: types.Artifact, *, named: str) -> None:
+        if broken := bundle.verify():
+            raise PipelineError(f"the bundle {named} is damaged: {'; '.join(broken[:5])}; export it again")
         io_utils.copy_dir(str(bundle.saved_model), path_utils.serving_model_dir(model.uri))
         for name in COPIED:
             io_utils.copy_file(str(bundle.path / name), os.path.join(model.uri, name), overwrite=True)
@@ -95,7 +96,7 @@ class BundleImporter(base_component.BaseComponent):
         """Describe one run.
 
         Args:
-            bundle: The bundle's directory.
+            bundle: The bundle's directory, or its place in an object store.
             manifest_sha256: Digest of its manifest.json, which holds the digests of all else; for the cache.
             code: Digest of this package's code; for the cache.
         """

@@ -8,6 +8,7 @@ bundle → BundleImporter ─┬→ ParityValidator ─────────�
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,9 @@ DESCRIBED_FEATURES = (
     "image/class/text",
 )
 
+
+RUN_ID = "{{$.pipeline_job_uuid}}"
+"""What Kubeflow and Vertex replace by the id of a run where it is the value of a parameter."""
 
 Gates = tuple[ParityValidator, ChampionResolver, Evaluator, ServerValidator]
 
@@ -103,6 +107,7 @@ def create_pipeline(
     schema_file: str | None = None,
     metadata_connection_config: Any = None,
     enable_cache: bool = True,
+    on_cluster: bool = False,
 ) -> Pipeline:
     """Build the pipeline. A pure function of its arguments.
 
@@ -116,6 +121,8 @@ def create_pipeline(
         schema_file: A curated schema; its path must change with its content. None: inferred from `train`.
         metadata_connection_config: MLMD's connection; None where the orchestrator brings its own.
         enable_cache: Whether unchanged components are taken from the last run.
+        on_cluster: Whether the tasks run in containers of their own under an orchestrator: a refusal then fails
+            the last task, and the pipeline's name is one that Kubeflow and Vertex take.
     """
     examples = ImageExampleGen(
         input_base=places.data_root,
@@ -132,10 +139,18 @@ def create_pipeline(
     )
     gates = _model_validation(examples, model, name=name, places=places, config=config, keys=keys)
     publication = _publication(
-        model, data[-1], gates, name=name, dataset=dataset, places=places, config=config, keys=keys
+        model,
+        data[-1],
+        gates,
+        name=name,
+        dataset=dataset,
+        places=places,
+        config=config,
+        keys=keys,
+        on_cluster=on_cluster,
     )
     return Pipeline(
-        pipeline_name=name,
+        pipeline_name=cluster_name(name) if on_cluster else name,
         pipeline_root=places.pipeline_root,
         metadata_connection_config=metadata_connection_config,
         enable_cache=enable_cache,
@@ -217,6 +232,7 @@ def _publication(
     places: Places,
     config: PipelineConfig,
     keys: CacheKeys,
+    on_cluster: bool,
 ) -> tuple[Pusher, Registrar]:
     """What happens to a model that passed, and to the record of one that did not."""
     parity, _, evaluator, server = gates
@@ -242,9 +258,16 @@ def _publication(
         tracking_uri=places.tracking_uri,
         settings=canonical_json(settings(config)),
         dataset=canonical_json(dataset),
+        run=RUN_ID if on_cluster else "",
+        on_cluster=on_cluster,
         code=keys.code["Registrar"],
     )
     return pusher, registrar
+
+
+def cluster_name(name: str) -> str:
+    """A name as Kubeflow and Vertex want it: lower case, digits and hyphens, 128 at most."""
+    return re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")[:128]
 
 
 def settings(config: PipelineConfig) -> dict[str, Any]:
@@ -252,6 +275,8 @@ def settings(config: PipelineConfig) -> dict[str, Any]:
     values = asdict(config)
     values["schema"] = None if config.schema is None else str(config.schema)
     values["beam_args"] = list(config.beam_args)
+    # Where it ran is no part of what was decided.
+    del values["cluster"]
     return values
 
 

@@ -17,7 +17,9 @@ from tfx.dsl.io import fileio
 from tfx.types import standard_artifacts
 from tfx.types.component_spec import ChannelParameter, ComponentSpec, ExecutionParameter
 
+from isthmus.lineage.files import sha256_file
 from isthmus.tfx_pipeline.artifacts import ParityReport, Registration, Verdict
+from isthmus.tfx_pipeline.errors import NotPushedError
 from isthmus.tfx_pipeline.evaluator import read_evaluation
 from isthmus.tfx_pipeline.model_artifact import manifest_of
 from isthmus.tfx_pipeline.pusher import NOT_PUSHED_BECAUSE
@@ -40,6 +42,7 @@ class Executor(base_executor.BaseExecutor):
 
         Raises:
             LineageError: The registry cannot be reached or refuses.
+            NotPushedError: On a cluster, a gate has refused the model; that is on record by then.
         """
         from isthmus.lineage import registry, tracking
 
@@ -51,7 +54,7 @@ class Executor(base_executor.BaseExecutor):
             metrics["parity/pipeline/error"] = error
         tracking.connect(Path(exec_properties["home"]), exec_properties["tracking_uri"] or None)
         was_pushed = pushed.get_int_custom_property("pushed") == 1
-        mlmd = self._mlmd_ids(inputs)
+        mlmd = self._mlmd_ids(inputs, exec_properties["run"])
         with tracking.start_stage_run(
             experiment=exec_properties["name"],
             stage="pipeline",
@@ -72,8 +75,10 @@ class Executor(base_executor.BaseExecutor):
                 version = registry.register_version(
                     name=exec_properties["name"],
                     manifest=manifest,
-                    bundle=Path(exec_properties["bundle"]),
-                    pushed_path=Path(pushed.get_string_custom_property("pushed_destination")),
+                    bundle=exec_properties["bundle"],
+                    # The artifact's own copy: the bundle may be in an object store.
+                    manifest_sha256=sha256_file(Path(inputs["model"].uri, "manifest.json")),
+                    pushed_path=pushed.get_string_custom_property("pushed_destination"),
                     served_version=int(pushed.get_string_custom_property("pushed_version")),
                     run_id=run.info.run_id,
                     metrics=metrics,
@@ -88,11 +93,13 @@ class Executor(base_executor.BaseExecutor):
                     {"version": version.to_dict() if version else None, "metrics": metrics}, default=str
                 )
             )
+        if exec_properties["on_cluster"] and not was_pushed:
+            raise NotPushedError(json.loads(pushed.get_string_custom_property(NOT_PUSHED_BECAUSE)))
 
-    def _mlmd_ids(self, inputs: dict[str, types.Artifact]) -> dict[str, Any]:
+    def _mlmd_ids(self, inputs: dict[str, types.Artifact], run: str) -> dict[str, Any]:
         ids: dict[str, Any] = {f"{key}_artifact_id": artifact.id for key, artifact in inputs.items()}
-        if self._context is not None:
-            ids["run"] = self._context.pipeline_run_id
+        if run or self._context is not None:
+            ids["run"] = run or self._context.pipeline_run_id
         return ids
 
     def _log(
@@ -124,6 +131,8 @@ class RegistrarSpec(ComponentSpec):
         "tracking_uri": ExecutionParameter(type=str),
         "settings": ExecutionParameter(type=str),
         "dataset": ExecutionParameter(type=str),
+        "run": ExecutionParameter(type=str),
+        "on_cluster": ExecutionParameter(type=int),
         "code": ExecutionParameter(type=str),
     }
     INPUTS = {  # noqa: RUF012
@@ -155,6 +164,8 @@ class Registrar(base_component.BaseComponent):
         settings: str,
         dataset: str,
         code: str,
+        run: str = "",
+        on_cluster: bool = False,
     ) -> None:
         """Describe one run.
 
@@ -164,12 +175,15 @@ class Registrar(base_component.BaseComponent):
             evaluation: The Evaluator's metrics.
             parity: ParityValidator's verdict.
             name: Registered model name, and the experiment.
-            bundle: The bundle's directory.
+            bundle: The bundle's directory, or its place in an object store.
             home: The home folder, where the registry is unless `tracking_uri` says otherwise.
             tracking_uri: The MLflow store, or "".
             settings: The pipeline's configuration as JSON; recorded as parameters.
             dataset: What was evaluated on, as JSON (see `image_folder.dataset_record`).
             code: Digest of this package's code; for the cache.
+            run: The orchestrator's id of this run, where TFX does not know it.
+            on_cluster: Whether a refused model is to fail the task once that is on record. On a cluster nothing else
+                would say so: every gate has ended well, with a verdict.
         """
         super().__init__(
             RegistrarSpec(
@@ -183,6 +197,8 @@ class Registrar(base_component.BaseComponent):
                 tracking_uri=tracking_uri,
                 settings=settings,
                 dataset=dataset,
+                run=run,
+                on_cluster=int(on_cluster),
                 code=code,
                 registration=types.Channel(type=Registration),
             )

@@ -62,6 +62,8 @@ def register(
                 "bundle": str(make_bundle()),
                 "home": str(tmp_path / "home"),
                 "tracking_uri": "",
+                "run": "",
+                "on_cluster": 0,
                 "dataset": json.dumps(
                     {"name": "colours", "source": "here", "digest": "d" * 64, "splits": {"test": 30}}
                 ),

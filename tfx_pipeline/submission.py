@@ -1,0 +1,237 @@
+"""A run on a cluster: look at what was given, upload what is local, compile, and hand the result over.
+
+    job = prepare(name=…, bundle=…, data=…, config=…, tracking_uri=…, target=Target(cluster="kubeflow", …))
+    write_package(path, …)  or  submit(job, …)
+
+The containers find everything in the compiled pipeline: the MLflow store, the places of bundle, data and pushed
+versions. Nothing is read from the machine that submitted it.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from isthmus.tfx_pipeline import remote
+from isthmus.tfx_pipeline.beam_options import runs_elsewhere
+from isthmus.tfx_pipeline.cluster_inputs import bundle_for_cluster, data_for_cluster, file_for_cluster
+from isthmus.tfx_pipeline.code import code_keys
+from isthmus.tfx_pipeline.config import PipelineConfig
+from isthmus.tfx_pipeline.errors import PipelineError
+from isthmus.tfx_pipeline.imports import torch_kept_out
+from isthmus.tfx_pipeline.package import Cluster, check_platform, documents
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+logger = logging.getLogger(__name__)
+
+_ROOTS = {"kubeflow": ("gs", "s3"), "vertex": ("gs",)}
+_SERVERS = re.compile(r"(https?|postgresql|mysql|mssql)(\+\w+)?://|databricks")
+_CRON = re.compile(r"\S+( \S+){4}")
+
+#: In a container: nothing is kept there, and the registry is a server.
+_HOME_IN_CONTAINER = "/tmp/isthmus"
+
+
+@dataclass(kw_only=True)
+class Target:
+    """Which cluster, and how the pipeline runs there."""
+
+    cluster: Cluster
+    """Kubeflow Pipelines v2, or Vertex AI Pipelines."""
+
+    image: str
+    """Container image of every task; tfx_pipeline/Dockerfile builds it."""
+
+    root: str
+    """`gs://…`, or for Kubeflow also `s3://…`: below it lie the artifacts, what is uploaded, and the pushed versions
+    unless `pipeline.push_to` names another place."""
+
+    endpoint: str | None = None
+    """URL of Kubeflow's API, or of a private endpoint of Vertex."""
+
+    project: str | None = None
+    """Google Cloud project (Vertex)."""
+
+    region: str | None = None
+    """Google Cloud region (Vertex), such as `europe-west4`."""
+
+    service_account: str | None = None
+    """Who the tasks are."""
+
+    experiment: str | None = None
+    """Experiment of the run; None: the model's name on Kubeflow, none on Vertex."""
+
+    schedule: str | None = None
+    """Five fields of cron: start it again and again instead of once."""
+
+    cache: bool = True
+    """Whether tasks may take the results of earlier runs."""
+
+    def __post_init__(self) -> None:
+        """Refuse what the cluster would.
+
+        Raises:
+            PipelineError: The root is not on a store that the cluster writes to, or the schedule is no cron line.
+        """
+        schemes = _ROOTS[self.cluster]
+        if self.root.split("://")[0] not in schemes or not remote.is_remote(self.root):
+            remote.check_scheme(self.root)
+            known = " or ".join(f"{scheme}://BUCKET/FOLDER" for scheme in schemes)
+            raise PipelineError(f"--root {self.root}: the runner {self.cluster} needs {known}")
+        self.root = self.root.rstrip("/")
+        if self.schedule is not None and not _CRON.fullmatch(self.schedule):
+            raise PipelineError(
+                f"--schedule {self.schedule!r}: write the five fields of cron, such as '0 3 * * *' (every day at 3)"
+            )
+
+    def check_submission(self) -> None:
+        """Refuse to submit where it is not said whereto.
+
+        Raises:
+            PipelineError: An address is missing.
+        """
+        if self.cluster == "kubeflow" and not self.endpoint:
+            raise PipelineError(
+                "--submit needs --endpoint, the URL of Kubeflow Pipelines' API (or --compile-only)"
+            )
+        missing = [option for option in ("project", "region") if not getattr(self, option)]
+        if self.cluster == "vertex" and missing:
+            raise PipelineError(f"--submit needs --{' and --'.join(missing)} (or --compile-only)")
+
+
+@dataclass(kw_only=True)
+class Submitted:
+    """What a cluster answered."""
+
+    kind: Literal["run", "schedule"]
+    """One run, or a schedule that starts runs."""
+
+    id: str
+    """The cluster's id of it."""
+
+    url: str
+    """Where a person can watch it."""
+
+
+@dataclass(kw_only=True)
+class Job:
+    """A compiled pipeline."""
+
+    name: str
+    """Registered model name."""
+
+    pipeline_job: dict[str, Any]
+    """The PipelineJob as JSON values."""
+
+    package: Sequence[dict[str, Any]]
+    """The documents that the cluster takes."""
+
+    places: dict[str, str] = field(default_factory=dict)
+    """Where the bundle, the data and the pushed versions are."""
+
+
+def prepare(
+    *,
+    name: str,
+    bundle: str | Path,
+    data: str | Path,
+    config: PipelineConfig,
+    tracking_uri: str | None,
+    target: Target,
+    verification_key: Path | None = None,
+) -> Job:
+    """Upload what is local and compile the pipeline.
+
+    Args:
+        name: Registered model name.
+        bundle: The bundle: a folder here, or its URI.
+        data: The image folder: here, or its URI.
+        config: The recipe's `pipeline:` section.
+        tracking_uri: MLflow's server or database, as the containers reach it.
+        target: The cluster.
+        verification_key: Public key or certificates whose signature a model must have to be pushed.
+
+    Raises:
+        PipelineError: The input cannot be used on a cluster; nothing was submitted.
+        ExportError: There is no usable bundle.
+    """
+    _check_tracking(tracking_uri)
+    check_platform(config.cluster, target.cluster)
+    if target.root.startswith("s3://") and runs_elsewhere(config.beam_args):
+        raise PipelineError(
+            "Beam's workers on other machines open the model with TensorFlow, which reads gs:// and no s3://: "
+            "use a root on gs://, or leave Beam inside the tasks (no --beam, no --runner in pipeline.beam_args)"
+        )
+    volumes = config.cluster.volumes
+    opened = bundle_for_cluster(bundle, root=target.root, volumes=volumes)
+    labels = opened.manifest["model"]["labels"]
+    images = data_for_cluster(data, labels=labels, root=target.root, volumes=volumes)
+    schema = file_for_cluster(config.schema, root=target.root, folder="schemas")
+    key = file_for_cluster(verification_key, root=target.root, folder="keys")
+    serving = remote.join(config.push_to or remote.join(target.root, "serving"), name)
+    logger.info("loading TFX")
+    with torch_kept_out():
+        from isthmus.tfx_pipeline import kubeflow
+        from isthmus.tfx_pipeline import pipeline as pipelines
+
+    built = pipelines.create_pipeline(
+        name=name,
+        labels=labels,
+        dataset=images.record,
+        places=pipelines.Places(
+            pipeline_root=remote.join(target.root, "pipeline", name),
+            serving=serving,
+            data_root=images.place,
+            bundle=opened.place,
+            home=_HOME_IN_CONTAINER,
+            tracking_uri=tracking_uri or "",
+            verification_key=key or "",
+        ),
+        config=config,
+        keys=pipelines.CacheKeys(
+            data=images.fingerprint, manifest=opened.manifest_sha256, champion="", code=code_keys()
+        ),
+        schema_file=schema,
+        enable_cache=target.cache,
+        on_cluster=True,
+    )
+    job = kubeflow.compile_job(
+        built, image=target.image, config=config.cluster, recurring=target.schedule is not None
+    )
+    return Job(
+        name=name,
+        pipeline_job=job,
+        package=documents(job, config.cluster, target.cluster),
+        places={"bundle": opened.place, "data": images.place, "serving": serving},
+    )
+
+
+def submit(job: Job, target: Target) -> Submitted:
+    """Start a run, or a schedule, on the cluster.
+
+    Raises:
+        PipelineError: The cluster cannot be reached or refuses; the text says why in one line.
+    """
+    target.check_submission()
+    if target.cluster == "vertex":
+        from isthmus.tfx_pipeline import vertex
+
+        return vertex.submit(job, target)
+    from isthmus.tfx_pipeline import kubeflow_client
+
+    return kubeflow_client.submit(job, target)
+
+
+def _check_tracking(tracking_uri: str | None) -> None:
+    """Refuse a store that is a file of this machine: champion and registration are looked up in the containers."""
+    if tracking_uri is None or not _SERVERS.match(tracking_uri):
+        given = f"got {tracking_uri}" if tracking_uri else "none is given"
+        raise PipelineError(
+            "on a cluster the tasks need an MLflow server that they can reach, as --tracking-uri http://HOST:PORT "
+            f"or a database; {given}"
+        )
