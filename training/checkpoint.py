@@ -6,6 +6,7 @@ pretrained=True)` loads them); checkpoint.json, written last, says where the wei
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import secrets
@@ -15,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from isthmus.lineage.files import canonical_json, point_latest, sha256_file, sha256_text, write_json
 from isthmus.lineage.source import code_digest
+from isthmus.training import weights
+from isthmus.training.config import ModelConfig, TrainConfig
 from isthmus.training.data import PreparedData
 
 if TYPE_CHECKING:
@@ -29,20 +32,33 @@ LATEST = "latest"
 VERSIONED_LIBRARIES = ("torch", "torchvision", "timm", "safetensors", "pillow", "numpy", "mlflow")
 
 
-def fingerprint(*, name: str, model: dict[str, Any], train: dict[str, Any], data: PreparedData) -> str:
-    """SHA-256 of everything that decides the weights: model and train sections, data digest, this package's
-    code."""
+def fingerprint(
+    *, name: str, model: ModelConfig, train: TrainConfig, data: PreparedData, processes: int = 1
+) -> str:
+    """SHA-256 of everything that decides the weights: model and train sections, the weights to start from and to
+    learn from, data digest, number of processes, this package's code."""
+    teacher = train.distill.weights if train.distill is not None else None
+    files = {"model": model.weights, "teacher": teacher}
     return sha256_text(
         canonical_json(
             {
                 "name": name,
-                "model": model,
-                "train": train,
+                "model": _without_paths(dataclasses.asdict(model)),
+                "train": _without_paths(dataclasses.asdict(train)),
+                "weights": {role: weights.digest(file) for role, file in files.items() if file is not None},
                 "dataset": {"digest": data.digest, "classes": list(data.classes)},
+                "processes": processes,
                 "code": code_digest("isthmus.training"),
             }
         )
     )
+
+
+def _without_paths(value: Any) -> Any:
+    """A file counts by its content, wherever it lies."""
+    if isinstance(value, dict):
+        return {key: _without_paths(each) for key, each in value.items() if not isinstance(each, Path)}
+    return value
 
 
 def new_id() -> str:

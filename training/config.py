@@ -58,6 +58,14 @@ class ModelConfig:
     pretrained: bool = False
     """Start from timm's weights (downloaded from the Hugging Face hub) instead of from scratch."""
 
+    weights: Path | None = None
+    """Start from this local state dict instead: .safetensors, or a pickled .pth, .pt, .bin or .tar, which is read
+    with torch's weights_only. Its head is replaced where the number of classes differs; whatever else does not
+    fit is refused with its keys."""
+
+    grad_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, more time."""
+
     args: dict[str, Any] = field(default_factory=dict)
     """Handed to timm.create_model as they are, e.g. {drop_path_rate: 0.1}. num_classes comes from the
     data."""
@@ -127,6 +135,71 @@ class AugmentConfig:
     mix_prob: float = 1.0
     """Probability that a batch is mixed at all, where mixup or cutmix is on."""
 
+    mix_switch_prob: float = 0.5
+    """Probability of CutMix where both are on."""
+
+    mix_mode: Literal["batch", "pair", "elem"] = "batch"
+    """One draw for a batch, for each pair, or for each image; the last two need an even batch_size."""
+
+    cutmix_minmax: tuple[float, float] | None = None
+    """Range of the cut's side as a share of the image's; turns CutMix on and overrides its alpha."""
+
+    mix_off_epoch: int = 0
+    """Mix no more from this epoch on (counted from 0); 0 never stops."""
+
+    random_erasing_mode: Literal["const", "rand", "pixel"] = "pixel"
+    """What fills the rectangle: zeros, one random colour, or a random colour for each pixel."""
+
+    random_erasing_count: int = 1
+    """Most rectangles an image."""
+
+    color_jitter_prob: float | None = None
+    """Probability of the colour jitter; none is always (timm's SimCLR-like form otherwise)."""
+
+    grayscale_prob: float = 0.0
+    """Probability of a grey image."""
+
+    gaussian_blur_prob: float = 0.0
+    """Probability of a Gaussian blur."""
+
+    splits: int = 0
+    """AugMix splits of a batch (timm's aug_splits): 0, or from 2 with the loss `jsd`. The first split is clean."""
+
+    resplit: bool = False
+    """Erase nothing in the first, clean split."""
+
+    repeats: int = 0
+    """Each image this many times in a global batch (timm's repeated augmentation); distributed runs only."""
+
+
+@dataclass(kw_only=True)
+class DistillConfig:
+    """A teacher beside the labels: timm's distillation tasks."""
+
+    __pydantic_config__ = FORBID_UNKNOWN_KEYS
+
+    teacher: str
+    """Name of a timm model."""
+
+    weights: Path | None = None
+    """The teacher's local weights, with the classes of this data set; none takes timm's pretrained ones."""
+
+    kind: Literal["logit", "feature", "token"] = "logit"
+    """What is matched: logits, pooled features, or the logits of the student's own distillation head
+    (deit distilled)."""
+
+    task_weight: float | None = None
+    """Weight of the labels' loss. Alone, the teacher's is 1 minus it."""
+
+    teacher_weight: float | None = None
+    """Weight of the teacher's loss."""
+
+    temperature: float = 4.0
+    """Of the softmax, for `logit` and `token`."""
+
+    token_target: Literal["soft", "hard"] = "soft"
+    """For `token`: the teacher's distribution, or its first class."""
+
 
 @dataclass(kw_only=True)
 class TrainConfig:
@@ -138,7 +211,11 @@ class TrainConfig:
     """Passes over the training split, warm-up included."""
 
     batch_size: int = 64
-    """Images a step; no more than the training split holds."""
+    """Images a step and process; no more than the training split holds."""
+
+    accumulate: int = 1
+    """Steps whose gradients are added up before the optimizer moves: the batch is batch_size times this, on each
+    process."""
 
     eval_batch_size: int = 256
     """Images a step in validation and test."""
@@ -155,8 +232,22 @@ class TrainConfig:
     weight_decay: float = 0.05
     """timm leaves biases and normalisation out of it."""
 
+    layer_decay: float | None = None
+    """Each layer's learning rate is this times the next one's (timm's layer decay); the head keeps lr."""
+
+    backbone_lr_scale: float | None = None
+    """Learning rate of everything but the classifier, as a share of lr; not together with layer_decay."""
+
+    freeze: tuple[str, ...] = ()
+    """Modules that stay as they are, BatchNorm statistics included: names as in model.named_modules(), or
+    `backbone` for everything but the classifier."""
+
     scheduler: str = "cosine"
-    """timm's: cosine, tanh, step, multistep, poly, wsd, rsqrt, constant or none; stepped once an update."""
+    """timm's: cosine, tanh, step, multistep, poly, wsd, rsqrt, constant or none."""
+
+    step_on_epochs: bool = False
+    """True changes the learning rate once an epoch, as timm's script does unless told otherwise; false once an
+    update."""
 
     scheduler_args: dict[str, Any] = field(default_factory=dict)
     """More arguments of timm's create_scheduler_v2."""
@@ -170,15 +261,30 @@ class TrainConfig:
     min_lr: float = 1e-6
     """Where the schedule ends."""
 
+    loss: Literal["ce", "bce", "asl", "poly", "jsd", "twoway", "zlpr", "db"] | None = None
+    """timm's loss; none is ce for single-label heads and bce for multi-label ones."""
+
+    loss_args: dict[str, Any] = field(default_factory=dict)
+    """More arguments of timm.loss.create_classification_loss, e.g. {bce_target_thresh: 0.2}."""
+
     smoothing: float = 0.0
     """Label smoothing of the training loss."""
 
     clip_grad: float | None = None
-    """Largest norm of the gradient; none is no clipping."""
+    """Largest norm (or value, or ratio: see clip_mode) of the gradient; none is no clipping."""
+
+    clip_mode: Literal["norm", "value", "agc"] = "norm"
+    """How: by the norm of all, by each value, or adaptively by the ratio to the weight's norm (NFNet's)."""
+
+    distill: DistillConfig | None = None
+    """Learn from a teacher as well."""
 
     ema_decay: float | None = None
-    """Keep an exponential moving average of the weights with this decay (timm's ModelEmaV3, warmed up).
+    """Keep an exponential moving average of the weights with this decay (timm's ModelEmaV3).
     Both are validated; the checkpoint holds whichever is better and says which."""
+
+    ema_warmup: bool = True
+    """Let the moving average follow faster in the beginning."""
 
     keep: Literal["best", "last"] = "best"
     """Weights of the epoch with the best validation accuracy (ties: the lower loss), or of the last
@@ -187,8 +293,32 @@ class TrainConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """The training transform."""
 
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 trains under autocast. The final test is in fp32 either way."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """bf16 and fp16 train under autocast, fp16 with a gradient scaler and on CUDA only. The final test is in fp32
+    either way."""
+
+    compile: str | None = None
+    """Backend of torch.compile, e.g. inductor; none runs eagerly."""
+
+    compile_mode: str | None = None
+    """torch.compile's mode, e.g. reduce-overhead."""
+
+    sync_bn: bool = False
+    """Distributed runs: BatchNorm over the batches of all processes."""
+
+    dist_bn: Literal["none", "broadcast", "reduce"] = "reduce"
+    """Distributed runs: before validation, every process takes rank 0's BatchNorm statistics, or their mean."""
+
+    on_nan: Literal["stop", "skip"] = "stop"
+    """A loss that is not a number stops the run and names step, learning rate and files; or its step is left out
+    and counted."""
+
+    save_every: int = 0
+    """Steps between two savings of the unfinished run inside an epoch; 0 saves after each epoch (and on
+    SIGTERM). A kill -9 loses at most that."""
+
+    keep_states: int = 2
+    """Saved states of an unfinished run that are kept: when the last one is torn, the one before is used."""
 
     channels_last: bool = False
     """torch's NHWC memory format: faster for most convolutional nets on GPUs, and on CPUs with wide

@@ -50,6 +50,9 @@ class PreparedData:
     """isthmus.lineage.files.tree_digest over the three split folders."""
 
     num_quarantined: int = 0
+    multi_label: bool = False
+    """Whether an image may have several classes, or none."""
+
     reused: bool = False
     """True when it was there already."""
 

@@ -1,5 +1,4 @@
-"""SIGTERM (a preempted machine) and Ctrl-C end a run at the next step, in one line, with nothing lost but
-an epoch."""
+"""SIGTERM (a preempted machine) and Ctrl-C end a run at the next step, in one line, with nothing lost."""
 
 from __future__ import annotations
 
@@ -20,16 +19,17 @@ class StopRequest:
     """Filled by a signal, looked at between steps."""
 
     received: signal.Signals | None = None
-    position: str = "before the first epoch"
-    """Where the run would continue, for the message."""
 
-    def check(self) -> None:
-        """Raises TrainingInterruptedError when a signal has come."""
-        if self.received is not None:
-            raise TrainingInterruptedError(
-                f"stopped by {self.received.name} {self.position}; the same command continues from there",
-                exit_code=EXIT_CODES[self.received],
-            )
+    @staticmethod
+    def raise_for(received: signal.Signals, position: str) -> None:
+        """Raises TrainingInterruptedError, whose exit code says which signal it was.
+
+        `position` is where the run will continue.
+        """
+        raise TrainingInterruptedError(
+            f"stopped by {received.name} {position}; the same command continues from there",
+            exit_code=EXIT_CODES[received],
+        )
 
 
 @contextmanager

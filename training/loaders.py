@@ -55,19 +55,26 @@ def dataset(data: PreparedData, split: str) -> ImageDataset:
 
 
 def train_loader(
-    images: ImageDataset, *, preprocessing: dict[str, Any], config: TrainConfig, device: torch.device
+    images: ImageDataset,
+    *,
+    preprocessing: dict[str, Any],
+    config: TrainConfig,
+    device: torch.device,
+    world_size: int = 1,
 ) -> Any:
     """Shuffled, augmented batches of (float32 [B, C, H, W] on `device`, int64 [B] image numbers).
 
     Normalisation and random erasing run on the device (timm's PrefetchLoader); the last, smaller batch is
-    dropped.
+    dropped. In a distributed run each process gets its share.
     """
-    from timm.data import create_loader
+    from timm.data import AugMixDataset, create_loader
 
+    share = -(-len(images) // world_size)
+    source = AugMixDataset(images, num_splits=config.augment.splits) if config.augment.splits > 1 else images
     return create_loader(
-        images,
+        source,
         input_size=tuple(preprocessing["input_size"]),
-        batch_size=min(config.batch_size, len(images)),
+        batch_size=min(config.batch_size, share),
         is_training=True,
         mean=tuple(preprocessing["mean"]),
         std=tuple(preprocessing["std"]),
@@ -77,12 +84,28 @@ def train_loader(
         persistent_workers=False,
         pin_memory=device.type == "cuda",
         device=device,
+        distributed=world_size > 1,
         **_transform_arguments(config.augment),
     )
 
 
-def eval_loader(images: ImageDataset, *, preprocessing: dict[str, Any], config: TrainConfig) -> Any:
-    """Batches of (float32 [B, C, H, W] on the CPU, image numbers), in order, none dropped.
+def set_epoch(loader: Any, *, seed: int, epoch: int) -> None:
+    """Order the epoch by seed and number alone: the same permutation in one process and, dealt out, in many."""
+    import torch
+
+    sampler = loader.sampler
+    if hasattr(sampler, "set_epoch"):
+        sampler.seed = seed
+        sampler.set_epoch(epoch)
+    else:
+        sampler.generator = torch.Generator().manual_seed(seed + epoch)
+
+
+def eval_loader(
+    images: ImageDataset, *, preprocessing: dict[str, Any], config: TrainConfig, world_size: int = 1
+) -> Any:
+    """Batches of (float32 [B, C, H, W] on the CPU, image numbers), in order, none dropped; in a distributed run
+    the share of this process, which timm pads to the same length everywhere.
 
     Exactly timm.data.create_transform's evaluation transform, the one that the export is compared with.
     """
@@ -101,6 +124,7 @@ def eval_loader(images: ImageDataset, *, preprocessing: dict[str, Any], config: 
         crop_mode=preprocessing["crop_mode"],
         num_workers=config.workers,
         persistent_workers=False,
+        distributed=world_size > 1,
     )
 
 
@@ -117,6 +141,13 @@ def _transform_arguments(augment: AugmentConfig) -> dict[str, Any]:
         "color_jitter": augment.color_jitter or COLOR_JITTER_OFF,
         "auto_augment": augment.auto_augment,
         "re_prob": augment.random_erasing,
-        "re_mode": "pixel",
+        "re_mode": augment.random_erasing_mode,
+        "re_count": augment.random_erasing_count,
+        "re_split": augment.resplit,
+        "color_jitter_prob": augment.color_jitter_prob,
+        "grayscale_prob": augment.grayscale_prob,
+        "gaussian_blur_prob": augment.gaussian_blur_prob,
+        "num_aug_splits": augment.splits,
+        "num_aug_repeats": augment.repeats,
         "interpolation": augment.interpolation,
     }

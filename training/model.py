@@ -6,6 +6,7 @@ import difflib
 import logging
 from typing import TYPE_CHECKING, Any
 
+from isthmus.training import weights
 from isthmus.training.config import ModelConfig
 from isthmus.training.errors import TrainingError
 
@@ -28,6 +29,8 @@ def create_model(config: ModelConfig, *, num_classes: int) -> torch.nn.Module:
         raise TrainingError(
             f"model.input_size {list(config.input_size)}: channels are 3, images are opened as RGB"
         )
+    if config.pretrained and config.weights is not None:
+        raise TrainingError("model.pretrained and model.weights exclude each other; take one of them")
     try:
         model: torch.nn.Module = timm.create_model(
             config.name, pretrained=config.pretrained, num_classes=num_classes, **model_args(config)
@@ -41,8 +44,60 @@ def create_model(config: ModelConfig, *, num_classes: int) -> torch.nn.Module:
             f"no pretrained weights for {config.name}: {_first_line(problem)}; "
             f"set model.pretrained: false, or take a name that timm.list_pretrained() knows"
         ) from problem
+    if config.weights is not None:
+        weights.load(model, config.weights, called=config.name)
+    if config.grad_checkpointing:
+        if not hasattr(model, "set_grad_checkpointing"):
+            raise TrainingError(
+                f"{config.name} cannot checkpoint gradients; set model.grad_checkpointing: false"
+            )
+        model.set_grad_checkpointing(enable=True)
     _try_one_batch(model, config, num_classes=num_classes)
     return model
+
+
+def freeze(model: torch.nn.Module, modules: tuple[str, ...]) -> None:
+    """timm.utils.freeze: these modules stay as they are, BatchNorm statistics included.
+
+    `backbone` stands for everything but the classifier. Raises TrainingError with the nearest names for a module
+    that the model does not have.
+    """
+    from timm.utils import freeze as freeze_modules
+
+    if not modules:
+        return
+    known = [name for name, _ in model.named_modules() if name]
+    head = head_modules(model)
+    names: list[str] = []
+    for given in modules:
+        if given == "backbone":
+            names += [name for name, _ in model.named_children() if not _holds(name, head)]
+        elif given in known:
+            names.append(given)
+        else:
+            near = difflib.get_close_matches(given, known, n=4, cutoff=0.4) or known[:4]
+            raise TrainingError(
+                f"train.freeze names {given!r}, which the model has not; nearest: {', '.join(near)}"
+            )
+    freeze_modules(model, names, include_bn_running_stats=True)
+    if not any(each.requires_grad for each in model.parameters()):
+        raise TrainingError(f"train.freeze {list(modules)} leaves nothing to train")
+
+
+def is_within(parameter: str, modules: tuple[str, ...]) -> bool:
+    """Whether a parameter belongs to one of these modules; what tasks put before the names does not count."""
+    name = parameter.removeprefix("student.")
+    return any(name.startswith(f"{module}.") for module in modules)
+
+
+def head_modules(model: torch.nn.Module) -> tuple[str, ...]:
+    """Names of the classifier's modules, as timm knows them for this model."""
+    names = model.pretrained_cfg["classifier"]
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def _holds(child: str, head: tuple[str, ...]) -> bool:
+    return any(name == child or name.startswith(f"{child}.") for name in head)
 
 
 def model_args(config: ModelConfig) -> dict[str, Any]:

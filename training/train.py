@@ -25,13 +25,15 @@ from isthmus.training import checkpoint as checkpoints
 from isthmus.training.config import DataConfig, ModelConfig, TrainConfig
 from isthmus.training.data import PreparedData, find, prepare
 from isthmus.training.disk import no_space_is_one_line, replace_lock
+from isthmus.training.distributed import World, joined
 from isthmus.training.model import check_name, data_config, model_args
 from isthmus.training.settings import check_settings
-from isthmus.training.unfinished import Progress, Unfinished
+from isthmus.training.unfinished import Progress, Unfinished, restore
 
 if TYPE_CHECKING:
     import torch
 
+    from isthmus.training.fit import Fit
     from isthmus.training.tracking import Run
 
 log = logging.getLogger(__name__)
@@ -43,7 +45,8 @@ class TrainResult:
 
     checkpoint: Path
     metrics: dict[str, float]
-    """val_top1, val_loss, test_top1, test_loss (accuracies in 0..1), best_epoch, seconds."""
+    """val_top1, val_loss, test_top1, test_loss (accuracies in 0..1; of multi-label heads val_map and test_map),
+    best_epoch, epochs, seconds."""
 
     up_to_date: bool
     """True: nothing had changed since this checkpoint, and nothing was done."""
@@ -72,23 +75,51 @@ def train(
     """
     home = Path(home).absolute()
     check_settings(model, train)
+    with joined(train.device) as world:
+        if not world.is_first:
+            return _follow(world)
+        return _lead(
+            world,
+            name=name,
+            data=data,
+            model=model,
+            train=train,
+            home=home,
+            recipe=recipe,
+            tracking_uri=tracking_uri,
+            force=force,
+        )
+
+
+def _lead(
+    world: World,
+    *,
+    name: str,
+    data: DataConfig,
+    model: ModelConfig,
+    train: TrainConfig,
+    home: Path,
+    recipe: dict[str, Any],
+    tracking_uri: str | None,
+    force: bool,
+) -> TrainResult:
+    """Rank 0: decide what is to be done, do it, and tell the others."""
     prepared = find(data, home=home)
     if prepared is None:
         # A misspelt model is said before a long preparation; where all is up to date, torch is not imported.
         check_name(model.name)
         prepared = prepare(data, home=home)
     parent = home / "checkpoints" / name
-    wanted = checkpoints.fingerprint(
-        name=name, model=dataclasses.asdict(model), train=dataclasses.asdict(train), data=prepared
-    )
+    wanted = checkpoints.fingerprint(name=name, model=model, train=train, data=prepared, processes=world.size)
     with no_space_is_one_line(parent), replace_lock(parent.parent, name):
         found = None if force else checkpoints.find(parent, wanted)
         if found is not None:
             folder, record = found
             if not checkpoints.latest_is(parent, folder):
                 checkpoints.point(parent, folder)
-            log.info("train %s: up to date, test_top1 %.4f, %s", name, record["metrics"]["test_top1"], folder)
-            return TrainResult(checkpoint=folder, metrics=record["metrics"], up_to_date=True)
+            metrics = record["metrics"]
+            log.info("train %s: up to date, %s, %s", name, scored(metrics, split="test"), folder)
+            return world.share(TrainResult(checkpoint=folder, metrics=metrics, up_to_date=True))
         job = Job(
             name=name,
             model=model,
@@ -100,8 +131,27 @@ def train(
             fingerprint=wanted,
         )
         _clear_leftovers(job, force=force)
-        folder, metrics = _run(job)
-    return TrainResult(checkpoint=folder, metrics=metrics, up_to_date=False)
+        state = job.unfinished.read()
+        world.share(job)
+        world.share(state)
+        folder, metrics = _run(job, state, world)
+    return world.share(TrainResult(checkpoint=folder, metrics=metrics, up_to_date=False))
+
+
+def _follow(world: World) -> TrainResult:
+    """Every other rank: compute what rank 0 decides, and write nothing."""
+    from isthmus.training.fit import Fit
+
+    job = world.share(None)
+    if isinstance(job, TrainResult):
+        return job
+    state = world.share(None)
+    fit = Fit(model=job.model, train=job.train, data=job.data, world=world)
+    progress = _restored(fit, state)
+    fit.run(progress, save=_nothing, report=_nothing)
+    fit.test(progress)
+    result: TrainResult = world.share(None)
+    return result
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,23 +175,39 @@ class Job:
     @property
     def unfinished(self) -> Unfinished:
         """Where an interrupted run with this fingerprint is kept."""
-        return Unfinished(folder=self.parent / f".unfinished-{self.fingerprint[:16]}")
+        folder = self.parent / f".unfinished-{self.fingerprint[:16]}"
+        return Unfinished(folder=folder, keep=self.train.keep_states)
 
 
-def _run(job: Job) -> tuple[Path, dict[str, float]]:
+def _nothing(*_: Any) -> None:
+    """What ranks other than the first save and report."""
+
+
+def _restored(fit: Fit, state: tuple[Progress, dict[str, Any]] | None) -> Progress:
+    """How far the run is, with task, optimizer and scaler put there."""
+    if state is None:
+        return Progress()
+    progress, values = state
+    restore(values, fit.task, fit.optimizer, fit.scaler)
+    return progress
+
+
+def _run(
+    job: Job, state: tuple[Progress, dict[str, Any]] | None, world: World
+) -> tuple[Path, dict[str, float]]:
     """Train, test, publish."""
     from isthmus.training.fit import Fit
     from isthmus.training.tracking import training_run
 
     started = time.perf_counter()
     checkpoint_id = checkpoints.new_id()
-    fit = Fit(model=job.model, train=job.train, data=job.data)
+    fit = Fit(model=job.model, train=job.train, data=job.data, world=world)
     log.info("train %s: %s", job.name, fit.describe())
-    progress = job.unfinished.restore(fit.task, fit.optimizer) or Progress()
-    if progress.epochs_done:
-        log.info(
-            "train %s: continuing after epoch %d of %d", job.name, progress.epochs_done, job.train.epochs
-        )
+    progress = _restored(fit, state)
+    epochs, batches = progress.position
+    if epochs or batches:
+        where = f"epoch {epochs} of {fit.epochs}" + (f" and step {batches} of the next" if batches else "")
+        log.info("train %s: continuing after %s", job.name, where)
     with training_run(
         name=job.name,
         run_name=checkpoint_id,
@@ -155,24 +221,34 @@ def _run(job: Job) -> tuple[Path, dict[str, float]]:
         for epoch, metrics in enumerate(progress.history):
             run.epoch(epoch, metrics)
         progress.run_id = run.run_id
-        fit.run(progress, save=job.unfinished.save, report=run.epoch)
+        fit.run(
+            progress,
+            save=lambda progress: job.unfinished.save(fit.task, fit.optimizer, fit.scaler, progress),
+            report=run.epoch,
+        )
         metrics = fit.test(progress)
         folder = _publish(
             job, fit.best_model(progress), progress, metrics, run=run, checkpoint_id=checkpoint_id
         )
     job.unfinished.discard()
     log.info(
-        "train {name}: test_top1 {test_top1:.4f} on {num_test} images, val_top1 {val_top1:.4f} "
-        "({weights} weights of epoch {best_epoch:.0f}), {wall:.0f} s, {folder}".format(
-            name=job.name,
-            num_test=job.data.splits["test"],
-            weights=progress.best_weights,
-            wall=time.perf_counter() - started,
-            folder=folder,
-            **metrics,
-        )
+        "train %s: %s on %d images, %s (%s weights of epoch %d), %.0f s, %s",
+        job.name,
+        scored(metrics, split="test"),
+        job.data.splits["test"],
+        scored(metrics, split="val"),
+        progress.best_weights,
+        metrics["best_epoch"],
+        time.perf_counter() - started,
+        folder,
     )
     return folder, metrics
+
+
+def scored(metrics: dict[str, float], *, split: str) -> str:
+    """`test_top1 0.9944`: the metric that decides (test_map for multi-label heads)."""
+    key = next(key for key in (f"{split}_top1", f"{split}_map") if key in metrics)
+    return f"{key} {metrics[key]:.4f}"
 
 
 def _publish(
@@ -234,7 +310,7 @@ def _record(
             "pretrained_tag": (tag or model.pretrained_cfg.get("tag")) if job.model.pretrained else None,
             "num_classes": len(job.data.classes),
             "input_size": preprocessing["input_size"],
-            "head": "single_label",
+            "head": "multi_label" if job.data.multi_label else "single_label",
             "labels": list(job.data.classes),
         },
         "preprocessing": preprocessing,

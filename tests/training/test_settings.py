@@ -37,7 +37,8 @@ def test_an_unknown_optimizer_gets_the_nearest_names() -> None:
 def test_every_schedule_starts_at_warmup_and_reaches_the_peak() -> None:
     train = TrainConfig(epochs=4, lr=0.1, warmup_epochs=2, warmup_lr=0.001, min_lr=0.0)
     optimizer = create_optimizer(torch.nn.Linear(2, 2), train)
-    scheduler = create_scheduler(optimizer, train, updates_per_epoch=10)
+    scheduler, epochs = create_scheduler(optimizer, train, updates_per_epoch=10)
+    assert epochs == 4
     seen = [optimizer.param_groups[0]["lr"]]
     for update in range(1, 41):
         scheduler.step_update(update)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -56,7 +58,7 @@ def run(root: Path, home: Path, *, force: bool = False, **changes: Any) -> Train
         name=NAME,
         data=DataConfig(root=root, name="colours"),
         model=ModelConfig(**MODEL | changes.pop("model", {})),
-        train=TrainConfig(augment=AugmentConfig(hflip=0.0, scale=(0.8, 1.0)), **TRAIN | changes),
+        train=TrainConfig(**{"augment": AugmentConfig(hflip=0.0, scale=(0.8, 1.0))} | TRAIN | changes),
         home=home,
         recipe={"name": NAME, "description": "a test"},
         force=force,
@@ -247,7 +249,7 @@ def child(root: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
         [sys.executable, "-c", textwrap.dedent(code)], stderr=subprocess.PIPE, text=True
     )
     deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("checkpoints/colours/.unfinished-*/state.pt")):
+    while not list(tmp_path.glob("checkpoints/colours/.unfinished-*/state-*.pt")):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -283,29 +285,86 @@ def test_after_kill_9_the_same_command_continues_to_the_same_weights(
     assert client.get_run(run_id).info.status == "KILLED"
 
 
-def test_sigterm_ends_a_run_in_one_line_with_its_own_exit_code(child: subprocess.Popen[str]) -> None:
+def test_sigterm_saves_inside_the_epoch_and_ends_in_one_line_with_its_own_exit_code(
+    child: subprocess.Popen[str], root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     child.send_signal(signal.SIGTERM)
     _, stderr = child.communicate(timeout=60)
     assert child.returncode == 75
     last = stderr.strip().splitlines()[-1]
-    assert last.startswith("stopped by SIGTERM after epoch ")
-    assert last.endswith(f" of {EPOCHS}; the same command continues from there")
+    said = re.fullmatch(
+        r"stopped by SIGTERM (after (?:step (\d) of 2 in )?epoch (\d+) of 12); the same command continues from there",
+        last,
+    )
+    assert said, last
+    with caplog.at_level(logging.INFO, logger="isthmus"):
+        result = run(root, tmp_path, epochs=EPOCHS)
+    where = re.search(r"continuing after epoch (\d+) of 12(?: and step (\d) of the next)?", caplog.text)
+    assert where
+    step, epoch = said[2], int(said[3])
+    assert (int(where[1]), where[2]) == ((epoch - 1, step) if step else (epoch, None))
+    never_interrupted = run(root, tmp_path, epochs=EPOCHS, force=True)
+    assert record(never_interrupted)["weights_sha256"] == record(result)["weights_sha256"]
+
+
+class Killed(BaseException):
+    """Stands for the end of the process: nothing in training catches it."""
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"model": {"args": {"drop_rate": 0.2, "drop_path_rate": 0.1}}}, id="dropout"),
+        pytest.param(
+            {"workers": 2, "accumulate": 2, "augment": {"random_erasing": 0.5}}, id="workers-accumulate"
+        ),
+        pytest.param({"augment": {"mixup": 0.4, "cutmix": 0.4}, "optimizer": "adabelief"}, id="mixup"),
+    ],
+)
+def test_a_run_that_died_inside_an_epoch_continues_to_the_same_bits(
+    changes: dict[str, Any], root: Path, tmp_path: Path
+) -> None:
+    from isthmus.training.unfinished import Unfinished
+
+    changes = {"batch_size": 8, "save_every": 2, "ema_decay": 0.9, **changes}
+    changes["augment"] = AugmentConfig(hflip=0.5, color_jitter=0.3, **changes.get("augment", {}))
+    whole = run(root, tmp_path, **changes)
+    before = record(whole)
+    save, saved = Unfinished.save, []
+
+    def die(self: Any, *arguments: Any) -> None:
+        save(self, *arguments)
+        saved.append(arguments[-1].position)
+        if len(saved) == 3:
+            raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Unfinished, "save", die)
+        with pytest.raises(Killed):
+            run(root, tmp_path, force=True, **changes)
+    assert saved[-1][1] > 0, "the run did not die inside an epoch"
+    shutil.rmtree(whole.checkpoint)
+    result = run(root, tmp_path, **changes)
+    assert record(result)["weights_sha256"] == before["weights_sha256"]
+    assert [row["train_loss"] for row in record(result)["history"]] == [
+        row["train_loss"] for row in before["history"]
+    ]
 
 
 def test_a_damaged_state_starts_again(root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     from isthmus.training import train as module
 
     seen: list[Path] = []
-    original = module.Unfinished.restore
+    original = module.Unfinished.read
 
-    def damage(self: Any, *arguments: Any) -> Any:
+    def damage(self: Any) -> Any:
         self.folder.mkdir(parents=True)
-        self.file.write_bytes(b"no state at all")
-        seen.append(self.file)
-        return original(self, *arguments)
+        seen.append(self.folder / "state-00001-0000000.pt")
+        seen[0].write_bytes(b"no state at all")
+        return original(self)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module.Unfinished, "restore", damage)
+        patch.setattr(module.Unfinished, "read", damage)
         result = run(root, tmp_path, epochs=1)
     assert f"cannot read {seen[0]}" in caplog.text
     assert result.metrics["epochs"] == 1
