@@ -5,11 +5,22 @@ from __future__ import annotations
 import argparse
 import getpass
 import json
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from isthmus.cli import label_sync
+from isthmus.cli.errors import UsageError
+
 if TYPE_CHECKING:
+    from isthmus.lineage.config import RegistryConfig
     from isthmus.lineage.registry import Version
+
+NOT_TOLD = 5
+"""Exit code: the registry has moved, and a server or models.config was not told."""
+
+#: Where a difference between registry and servers must not go unsaid; `sync`, `promote` and `rollback` end it.
+_SAY_WHO_IS_BEHIND = {"list", "show", "history", "diff"}
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -17,12 +28,15 @@ def run(arguments: argparse.Namespace) -> int:
     from isthmus.lineage import tracking
 
     tracking.connect(arguments.home, arguments.tracking_uri)
+    if arguments.action in _SAY_WHO_IS_BEHIND and arguments.name is not None:
+        _say_who_is_behind(arguments.name)
     action = {
         "list": _list,
         "show": _show,
         "diff": _diff,
         "promote": _promote,
         "rollback": _rollback,
+        "sync": _sync,
         "history": _history,
         "gc": _gc,
     }[arguments.action]
@@ -73,12 +87,16 @@ def _diff(arguments: argparse.Namespace) -> int:
 def _promote(arguments: argparse.Namespace) -> int:
     from isthmus.lineage import registry
 
+    candidate = registry.get(arguments.name, _version(arguments.version))
     move = registry.promote(
         arguments.name,
-        _version(arguments.version),
+        candidate.version,
         by=getpass.getuser(),
         why=arguments.why,
+        config=_config(arguments, candidate),
         approve_by=arguments.approve_by,
+        verification_key=arguments.verification_key,
+        mirror=label_sync.mirror(arguments, _config(arguments, candidate)),
     )
     return _print_move(arguments, move)
 
@@ -86,8 +104,52 @@ def _promote(arguments: argparse.Namespace) -> int:
 def _rollback(arguments: argparse.Namespace) -> int:
     from isthmus.lineage import registry
 
-    move = registry.rollback(arguments.name, to=arguments.to, by=getpass.getuser(), why=arguments.why)
+    present = registry.get(arguments.name, "champion")
+    move = registry.rollback(
+        arguments.name,
+        to=arguments.to,
+        by=getpass.getuser(),
+        why=arguments.why,
+        verification_key=arguments.verification_key,
+        mirror=label_sync.mirror(arguments, _config(arguments, present)),
+    )
     return _print_move(arguments, move)
+
+
+def _sync(arguments: argparse.Namespace) -> int:
+    """Tells the servers and models.config what the registry says, whatever they say now."""
+    from isthmus.lineage import registry
+
+    present = registry.champion(arguments.name) or registry.get(arguments.name, "challenger")
+    mirror = label_sync.mirror(arguments, _config(arguments, present))
+    if mirror is None:
+        raise UsageError(f"nobody to tell about {arguments.name}: {label_sync.WHOM}")
+    notices = registry.tell(arguments.name, mirror)
+    want = registry.wanted(arguments.name)
+    if arguments.json:
+        print(json.dumps({"labels": want.labels, "notices": notices}, indent=2))
+    else:
+        print("\n".join(notices or [f"{arguments.name} has {want} everywhere"]))
+    return NOT_TOLD if notices else 0
+
+
+def _config(arguments: argparse.Namespace, version: Version) -> RegistryConfig:
+    """The `registry` section of --config, else of the recipe that the version was made with."""
+    from isthmus.lineage import promotion
+
+    if arguments.config is None:
+        return promotion.recipe_config(version)
+    from isthmus.cli.recipe import load
+
+    return load(arguments.config).registry
+
+
+def _say_who_is_behind(name: str) -> None:
+    from isthmus.lineage import registry
+
+    if name in registry.list_models():
+        for line in registry.behind(name):
+            print(f"attention: {line}", file=sys.stderr)
 
 
 def _history(arguments: argparse.Namespace) -> int:
@@ -128,7 +190,7 @@ def _move_row(entry: dict[str, Any]) -> tuple[str, ...]:
 
 def _print_move(arguments: argparse.Namespace, move: Any) -> int:
     print(json.dumps(move.to_dict(), indent=2) if arguments.json else move)
-    return 0
+    return NOT_TOLD if move.notices else 0
 
 
 def _version(text: str) -> int | str:

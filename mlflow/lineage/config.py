@@ -29,6 +29,24 @@ class RegistryConfig:
     compare_metric: str = "accuracy"
     """The evaluation metric that `max_metric_drop` looks at, by its registered name; higher is better."""
 
+    servers: tuple[str, ...] = ()
+    """HOST:PORT (gRPC) of the servers whose labels `stable` and `canary` follow `champion` and `challenger`."""
+
+    models_config: Path | None = None
+    """The ModelServerConfig file of those servers; the labels are set there too, and other models kept."""
+
+    only_model: bool = False
+    """True: the servers serve this model alone, so that no `models_config` is needed to keep the others."""
+
+    base_path: str | None = None
+    """The folder above the pushed versions as the servers see it, where that is another one than here."""
+
+    server_token_file: Path | None = None
+    """File whose first line is the API token that the servers want."""
+
+    server_ca_file: Path | None = None
+    """Certificates (PEM) that vouch for servers with TLS."""
+
     def __post_init__(self) -> None:
         if self.keep_champions < 1:
             raise ValueError(f"registry.keep_champions is {self.keep_champions}; give 1 or more")

@@ -6,26 +6,23 @@ The entry decides; a command killed after it is finished by the next one (`versi
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from isthmus.lineage import history, signing
-from isthmus.lineage.config import RegistryConfig
+from isthmus.lineage import history, labels, signing
+from isthmus.lineage.config import RegistryConfig, SigningConfig
 from isthmus.lineage.errors import LineageError, PromotionConflict, PromotionRefused
 from isthmus.lineage.files import MANIFEST_COPIES, OUTSIDE_DIGEST, broken_files, read_json, sha256_file
+from isthmus.lineage.labels import Mirror
 from isthmus.lineage.models import read_manifest
 from isthmus.lineage.parity_limits import loose_limits, stage_holds
 from isthmus.lineage.places import local_copy
 from isthmus.lineage.versions import Version, champion, get, settle_aliases, store_client, user_name
 
 log = logging.getLogger(__name__)
-
-Mirror = Callable[[str, dict[str, int]], list[str]]
-"""Called with the model name and the labels that the servers should have ({"stable": 3, "canary": 4}, served
-version numbers); returns a line for each server that could not be told."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +45,7 @@ class Move:
     """The version number that was champion before."""
     verdicts: list[Verdict]
     notices: list[str] = field(default_factory=list)
-    """Anything left to do by hand, a line each."""
+    """A line for each server or file that was not told, with the command that mends it."""
 
     def __str__(self) -> str:
         """What happened, in lines for a terminal."""
@@ -146,12 +143,16 @@ def check_pushed(candidate: Version) -> Verdict:
 
 def check_signature(candidate: Version, key: Path | None) -> Verdict:
     """Whether the key signed the folder that serves, as it is now; without a key, signatures are not asked for."""
-    pushed = candidate.pushed_path
+    place = candidate.pushed_place
     if key is None:
         return Verdict(gate="signature", passed=True, text="not asked for")
-    if pushed is None or not pushed.is_dir():
-        return Verdict(gate="signature", passed=False, text="the pushed version is not there")
-    refusal = signing.refusal(pushed, key)
+    if place is None:
+        return Verdict(gate="signature", passed=False, text="it was never pushed")
+    try:
+        with local_copy(place) as pushed:
+            refusal = signing.refusal(pushed, key) if pushed.is_dir() else f"{place} is not there"
+    except LineageError as error:
+        refusal = str(error)
     return Verdict(gate="signature", passed=refusal is None, text=refusal or f"signed by {key}")
 
 
@@ -233,11 +234,13 @@ def promote(
     why: str = "",
     config: RegistryConfig | None = None,
     approve_by: str | None = None,
+    verification_key: Path | None = None,
     mirror: Mirror | None = None,
 ) -> Move:
     """Make a version (default: the challenger) the champion.
 
-    `config` is by default the `registry` section of the recipe that the version was made with.
+    `config` is by default the `registry` section of the recipe that the version was made with, `verification_key`
+    what the environment or that recipe names. `mirror` tells the servers, when the champion has moved.
     Raises PromotionRefused when a gate is against it, PromotionConflict when somebody else moved the champion
     meanwhile, LineageError for an unknown model or version. Nothing has changed then.
     """
@@ -248,9 +251,15 @@ def promote(
     current = champion(name)
     if current is not None and current.version == candidate.version:
         raise LineageError(f"version {candidate.version} of {name} is the champion already")
-    config = config or recipe_config(candidate)
-    verdicts = check(candidate, config=config, current=current, approve_by=approve_by)
+    verdicts = check(
+        candidate,
+        config=config or recipe_config(candidate),
+        current=current,
+        approve_by=approve_by,
+        verification_key=verification_key or signing_key(candidate),
+    )
     _refuse_failed(name, candidate, verdicts)
+    log.debug("step: checked")
     return _move(
         name,
         candidate,
@@ -265,12 +274,18 @@ def promote(
 
 
 def rollback(
-    name: str, *, to: int | None = None, by: str | None = None, why: str = "", mirror: Mirror | None = None
+    name: str,
+    *,
+    to: int | None = None,
+    by: str | None = None,
+    why: str = "",
+    verification_key: Path | None = None,
+    mirror: Mirror | None = None,
 ) -> Move:
     """Make the previous champion (or the earlier champion `to`) the champion again.
 
-    Only what must hold for serving is checked again: that the pushed folder is there, byte for byte. Raises
-    as `promote` does.
+    Only what must hold for serving is checked again: that the pushed folder is there, byte for byte, and signed
+    where a key is configured. Raises as `promote` does.
     """
     client = store_client()
     _settle(name)
@@ -282,7 +297,8 @@ def rollback(
         given = "" if to is None else f" to version {to}"
         raise LineageError(f"{name} cannot be rolled back{given}; earlier champions: {earlier}")
     candidate = get(name, target)
-    verdicts = [check_pushed(candidate)]
+    key = verification_key or signing_key(candidate)
+    verdicts = [check_pushed(candidate), check_signature(candidate, key)]
     _refuse_failed(name, candidate, verdicts)
     return _move(
         name,
@@ -299,13 +315,24 @@ def rollback(
 
 def recipe_config(version: Version) -> RegistryConfig:
     """The `registry` section of the recipe in a version's manifest; the defaults where it has none."""
+    section = _recipe_section(version, "registry")
+    known = {each.name for each in fields(RegistryConfig)}
+    return RegistryConfig(**{key: value for key, value in section.items() if key in known})
+
+
+def signing_key(version: Version) -> Path | None:
+    """The verification key of the environment, else of the recipe in a version's manifest; None: there is none."""
+    key = _recipe_section(version, "signing").get("verification_key")
+    recorded = SigningConfig(verification_key=Path(key) if key else None)
+    return signing.configured(recorded).verification_key
+
+
+def _recipe_section(version: Version, name: str) -> dict[str, Any]:
     for folder in (version.bundle, version.pushed_path):
         manifest = read_manifest(folder) if folder else None
         if manifest is not None:
-            section = (manifest.get("recipe") or {}).get("registry") or {}
-            known = {each.name for each in fields(RegistryConfig)}
-            return RegistryConfig(**{key: value for key, value in section.items() if key in known})
-    return RegistryConfig()
+            return dict((manifest.get("recipe") or {}).get(name) or {})
+    return {}
 
 
 def _settle(name: str) -> None:
@@ -349,14 +376,17 @@ def _move(
         approved_by=approve_by,
         verdicts={verdict.gate: verdict.text for verdict in verdicts},
     )
+    log.debug("step: entry written")
     settle_aliases(client, name)
+    log.debug("step: aliases moved")
     if not entry.effective:
         moves = history.champion_moves(history.read(client, name))
         raise PromotionConflict(
             f"{moves[-1].by} made version {moves[-1].to_version} the champion of {name} at the same time; "
             f"version {candidate.version} is not. Look at `isthmus registry history {name}` and repeat"
         )
-    notices = _mirror_labels(name, mirror)
+    notices = labels.tell(name, mirror) if mirror is not None else labels.behind(name)
+    log.debug("step: servers told")
     return Move(
         entry=entry,
         version=get(name, candidate.version),
@@ -364,30 +394,6 @@ def _move(
         verdicts=verdicts,
         notices=notices,
     )
-
-
-def labels(name: str) -> dict[str, int]:
-    """TF Serving's version labels as the registry wants them: `stable` the champion, `canary` the challenger.
-
-    Values are served version numbers; a version that was not pushed has no label, and neither has a
-    challenger that is the champion.
-    """
-    stable = get(name, "champion").served_version
-    canary = get(name, "challenger").served_version
-    wanted = {"stable": stable, "canary": None if canary == stable else canary}
-    return {label: number for label, number in wanted.items() if number is not None}
-
-
-def _mirror_labels(name: str, mirror: Mirror | None) -> list[str]:
-    if mirror is None:
-        return []
-    wanted = labels(name)
-    listed = ", ".join(f"{label} = {number}" for label, number in wanted.items()) or "none"
-    mend = f"set the labels of {name} there by hand: {listed}"
-    try:
-        return [f"{line}; {mend}" for line in mirror(name, wanted)]
-    except Exception as error:  # noqa: BLE001 - the move is made: say it, do not raise it
-        return [f"the registry has moved, the servers were not told ({error}); {mend}"]
 
 
 def champion_at(name: str, moment: datetime) -> int | None:

@@ -173,7 +173,11 @@ def _make_first_champion(
 ) -> None:
     """The gates are those of `promotion.promote`, which is how a version that fails one can follow later."""
     candidate = get(name, number)
-    verdicts = promotion.check(candidate, config=promotion.recipe_config(candidate))
+    verdicts = promotion.check(
+        candidate,
+        config=promotion.recipe_config(candidate),
+        verification_key=promotion.signing_key(candidate),
+    )
     if reasons := promotion.failures(verdicts):
         log.info(
             "%s version %d stays challenger, %s has no champion yet. %s. "

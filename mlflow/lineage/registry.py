@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from isthmus.lineage import history as _history
 from isthmus.lineage.history import Entry
-from isthmus.lineage.promotion import Mirror, Move, Verdict, champion_at, check, labels, promote, rollback
+from isthmus.lineage.labels import Mirror, Targets, Wanted, behind, remember, tell, wanted
+from isthmus.lineage.promotion import Move, Verdict, champion_at, check, promote, rollback
 from isthmus.lineage.registration import register_version
 from isthmus.lineage.versions import (
     Version,
@@ -38,8 +39,11 @@ __all__ = [
     "Entry",
     "Mirror",
     "Move",
+    "Targets",
     "Verdict",
     "Version",
+    "Wanted",
+    "behind",
     "challenger",
     "champion",
     "champion_at",
@@ -48,12 +52,14 @@ __all__ = [
     "find",
     "get",
     "history",
-    "labels",
     "list_models",
     "list_versions",
     "promote",
     "register_version",
+    "remember",
     "rollback",
     "settle_aliases",
     "store_client",
+    "tell",
+    "wanted",
 ]
