@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from isthmus.cli import commands
+from isthmus.cli import commands, label_sync
 
 _DEFAULT_HOME = Path(".isthmus")
 
@@ -135,6 +135,7 @@ def _add_registry(subparsers: Any) -> None:
         ("diff", "what differs between two versions", _add_two_versions),
         ("promote", "re-check a version's gates and hashes and make it champion", _add_promotion),
         ("rollback", "make the previous champion champion again", _add_rollback),
+        ("sync", "tell servers and models.config what the registry says", _add_sync),
         ("history", "who moved which alias, when, from, to and why", _nothing_more),
         ("gc", "what no alias and no recent champion needs; removed only with --yes", _add_removal),
     ):
@@ -238,6 +239,7 @@ def _add_why(parser: argparse.ArgumentParser) -> None:
 def _add_rollback(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--to", type=int, metavar="VERSION", help="default: the champion before this one")
     _add_why(parser)
+    _add_move(parser)
 
 
 def _add_removal(parser: argparse.ArgumentParser) -> None:
@@ -252,3 +254,24 @@ def _add_promotion(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--approve-by", metavar="NAME", help="who approved it, where the recipe asks for approval"
     )
+    _add_move(parser)
+
+
+def _add_move(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--verification-key",
+        type=Path,
+        metavar="FILE",
+        help="public key or certificates (PEM) that must have signed it; default: $ISTHMUS_VERIFICATION_KEY",
+    )
+    _add_sync(parser)
+
+
+def _add_sync(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="RECIPE",
+        help="whose `registry` section holds; default: of the recipe that the version was made with",
+    )
+    label_sync.add_arguments(parser)
