@@ -87,7 +87,14 @@ def _diff(arguments: argparse.Namespace) -> int:
 def _promote(arguments: argparse.Namespace) -> int:
     from isthmus.lineage import registry
 
+    present = registry.champion(arguments.name)
     candidate = registry.get(arguments.name, _version(arguments.version))
+    if present is not None and present.version == candidate.version and registry.behind(arguments.name):
+        # An earlier command decided this and was killed before it had told the servers.
+        print(
+            f"version {candidate.version} is the champion of {arguments.name} already; the servers follow now"
+        )
+        return _sync(arguments)
     move = registry.promote(
         arguments.name,
         candidate.version,
@@ -135,10 +142,10 @@ def _sync(arguments: argparse.Namespace) -> int:
 
 def _config(arguments: argparse.Namespace, version: Version) -> RegistryConfig:
     """The `registry` section of --config, else of the recipe that the version was made with."""
-    from isthmus.lineage import promotion
+    from isthmus.lineage import gates
 
     if arguments.config is None:
-        return promotion.recipe_config(version)
+        return gates.recipe_config(version)
     from isthmus.cli.recipe import load
 
     return load(arguments.config).registry

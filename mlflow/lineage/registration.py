@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from isthmus.lineage import history, promotion, tracking
+from isthmus.lineage import gates, history, tracking
 from isthmus.lineage.errors import LineageError
 from isthmus.lineage.files import canonical_json, sha256_file, sha256_text
 from isthmus.lineage.places import is_remote
@@ -173,12 +173,12 @@ def _make_first_champion(
 ) -> None:
     """The gates are those of `promotion.promote`, which is how a version that fails one can follow later."""
     candidate = get(name, number)
-    verdicts = promotion.check(
+    verdicts = gates.check(
         candidate,
-        config=promotion.recipe_config(candidate),
-        verification_key=promotion.signing_key(candidate),
+        config=gates.recipe_config(candidate),
+        verification_key=gates.signing_key(candidate),
     )
-    if reasons := promotion.failures(verdicts):
+    if reasons := gates.failures(verdicts):
         log.info(
             "%s version %d stays challenger, %s has no champion yet. %s. "
             "`isthmus registry promote %s %d` checks again and makes it champion",

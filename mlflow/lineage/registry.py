@@ -9,9 +9,10 @@ registry.rollback("digits", why="slower than it should be")
 from __future__ import annotations
 
 from isthmus.lineage import history as _history
+from isthmus.lineage.gates import Verdict, check
 from isthmus.lineage.history import Entry
 from isthmus.lineage.labels import Mirror, Targets, Wanted, behind, remember, tell, wanted
-from isthmus.lineage.promotion import Move, Verdict, champion_at, check, promote, rollback
+from isthmus.lineage.promotion import Move, champion_at, promote, rollback
 from isthmus.lineage.registration import register_version
 from isthmus.lineage.versions import (
     Version,

@@ -29,7 +29,7 @@ from isthmus.lineage.files import (
     sha256_text,
     tree_digest,
 )
-from isthmus.lineage.promotion import check_pushed, saved_model_table
+from isthmus.lineage.gates import check_pushed, saved_model_table
 from isthmus.lineage.source import has_commit
 from isthmus.lineage.versions import store_client
 
