@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +32,9 @@ def train(arguments: argparse.Namespace) -> int:
     from isthmus.training.train import train as run
 
     recipe = recipe_of(arguments)
-    with routed("train", arguments.home, result_on_stdout=arguments.json) as log:
+    # torchrun says which process of a distributed run this is; the first one speaks for all.
+    follows = os.environ.get("RANK", "0") != "0"
+    with routed("train", arguments.home, result_on_stdout=arguments.json, quiet=follows) as log:
         result = run(
             name=recipe.name,
             data=recipe.data,
@@ -42,7 +45,8 @@ def train(arguments: argparse.Namespace) -> int:
             tracking_uri=arguments.tracking_uri,
             force=arguments.force,
         )
-    report(arguments, dataclasses.asdict(result), log)
+    if not follows:
+        report(arguments, dataclasses.asdict(result), log)
     return 0
 
 
@@ -54,7 +58,11 @@ def export(arguments: argparse.Namespace) -> int:
 
 
 def pipeline(arguments: argparse.Namespace) -> int:
-    """`isthmus pipeline`: a pushed and registered version from a bundle."""
+    """`isthmus pipeline`: a pushed and registered version from a bundle; here, or on a cluster."""
+    if arguments.runner != "local":
+        from isthmus.cli.cluster import run as run_on_cluster
+
+        return run_on_cluster(arguments)
     from isthmus.cli.console import routed
     from isthmus.tfx_pipeline.run import run_local
     from isthmus.training.data import prepare
@@ -71,6 +79,27 @@ def pipeline(arguments: argparse.Namespace) -> int:
             home=arguments.home,
             tracking_uri=arguments.tracking_uri,
             signing=recipe.signing,
+        )
+    report(arguments, dataclasses.asdict(result), log)
+    return 0
+
+
+def predict(arguments: argparse.Namespace) -> int:
+    """`isthmus pipeline predict`: a model's answers for a folder of images or for TFRecords, as Parquet."""
+    from isthmus.cli.console import routed
+    from isthmus.tfx_pipeline.predict import predict as run
+
+    with routed("predict", arguments.home, capture=True, result_on_stdout=arguments.json) as log:
+        result = run(
+            model=arguments.model,
+            data=arguments.data,
+            output=arguments.output,
+            home=arguments.home,
+            tracking_uri=arguments.tracking_uri,
+            batch_size=arguments.batch_size,
+            shard_size=arguments.shard_size,
+            workers=arguments.workers,
+            further_beam_args=tuple(arguments.beam_arg),
         )
     report(arguments, dataclasses.asdict(result), log)
     return 0
@@ -129,12 +158,15 @@ def overrides_of(arguments: argparse.Namespace) -> dict[str, Any]:
         ("epochs", "train.epochs"),
         ("batch_size", "train.batch_size"),
         ("seed", "train.seed"),
+        ("precision", "export.precision"),
     ):
         value = getattr(arguments, option, None)
         if value is not None:
             overrides[key] = value
     if arguments.data is not None:
         overrides.update(_data_overrides(arguments.data))
+    if getattr(arguments, "format", None) is not None:
+        overrides["export.formats"] = list(dict.fromkeys(["saved_model", *arguments.format]))
     overrides.update(parse_assignment(text) for text in arguments.set)
     return overrides
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from isthmus.cli import commands, label_sync
+from isthmus.cli import cluster, commands, label_sync
 
 _DEFAULT_HOME = Path(".isthmus")
 
@@ -54,6 +54,15 @@ def _add_export(subparsers: Any) -> None:
         "--checkpoint", type=Path, metavar="DIR", help="default: the recipe's latest checkpoint"
     )
     command.add_argument("--force", action="store_true", help="export again although nothing changed")
+    command.add_argument(
+        "--precision", metavar="NAME", help="fp32, bf16 or int8 arithmetic (export.precision)"
+    )
+    command.add_argument(
+        "--format",
+        action="append",
+        metavar="NAME",
+        help="tflite: a model.tflite for LiteRT beside the SavedModel (export.formats)",
+    )
     _add_elsewhere(command.add_argument_group("a model that was trained elsewhere (no recipe needed)"))
     command.add_argument(
         "--diagnose",
@@ -109,8 +118,51 @@ def _add_pipeline(subparsers: Any) -> None:
         description="Run the TFX pipeline: validate data and bundle, push the SavedModel, register it.",
     )
     _add_recipe_arguments(command)
-    command.add_argument("--bundle", type=Path, metavar="DIR", help="default: the recipe's latest bundle")
+    command.add_argument(
+        "--bundle", type=cluster.place, metavar="DIR", help="default: the recipe's latest bundle"
+    )
+    cluster.add_arguments(command)
     command.set_defaults(run=commands.pipeline)
+    # Without an action the pipeline itself runs.
+    actions = command.add_subparsers(metavar="ACTION", required=False)
+    _add_predict(actions)
+
+
+def _add_predict(actions: Any) -> None:
+    command = actions.add_parser(
+        "predict",
+        help="batch inference with a pushed or registered model, to Parquet",
+        description="Beam's RunInference over a SavedModel; a run that was killed goes on where it was.",
+    )
+    command.add_argument(
+        "--model",
+        required=True,
+        metavar="DIR|models:/NAME@ALIAS",
+        help="a pushed version, the folder above it, or a registered version",
+    )
+    command.add_argument(
+        "--data", required=True, metavar="DIR|FILE", help="a folder of images, or TFRecords of Examples"
+    )
+    command.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of Parquet files")
+    command.add_argument(
+        "--batch-size", type=int, default=64, metavar="N", help="images a call; default: %(default)s"
+    )
+    command.add_argument(
+        "--shard-size", type=int, default=1000, metavar="N", help="images a file; default: %(default)s"
+    )
+    command.add_argument(
+        "--workers", type=int, default=1, metavar="N", help="processes; default: %(default)s"
+    )
+    command.add_argument(
+        "--beam-arg",
+        action="append",
+        default=[],
+        metavar="=OPTION",
+        help="of Beam, such as --beam-arg=--runner=FlinkRunner; may be repeated",
+    )
+    _add_store_arguments(command)
+    _add_json(command)
+    command.set_defaults(run=commands.predict)
 
 
 def _add_serve(subparsers: Any) -> None:

@@ -7,9 +7,8 @@ the champion of the registry, who may have come from another pipeline or been br
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tfx import types
 from tfx.dsl.components.base import base_component, base_executor, executor_spec
@@ -17,55 +16,11 @@ from tfx.types import standard_artifacts
 from tfx.types.component_spec import ChannelParameter, ComponentSpec, ExecutionParameter
 from tfx.utils import io_utils, path_utils
 
-from isthmus.export.bundle import MANIFEST_COPIES
-from isthmus.lineage.files import tree_digest
 from isthmus.tfx_pipeline.errors import PipelineError
-
-if TYPE_CHECKING:
-    from isthmus.lineage.registry import Version
+from isthmus.tfx_pipeline.registered_model import find_saved_model
 
 HAS_MODEL = "has_model"
 """Integer property of the baseline artifact: 0 when there is no champion to compare with."""
-
-
-def find_saved_model(champion: Version, scratch: Path) -> Path:
-    """The champion's SavedModel, wherever an intact copy still is: pushed, in its bundle, or in MLflow.
-
-    Args:
-        champion: The registered version.
-        scratch: An empty folder that a download may use.
-
-    Raises:
-        PipelineError: No intact copy is left.
-    """
-    looked = []
-    for place in _places(champion, scratch):
-        looked.append(str(place))
-        if place.is_dir() and tree_digest(place, exclude=MANIFEST_COPIES) == champion.saved_model_digest:
-            return place
-    raise PipelineError(
-        f"the champion {champion.name} version {champion.version} is to be compared with, and no intact copy "
-        f"of its SavedModel is left (looked at {', '.join(looked) or 'nothing: the registry names no place'}); "
-        "restore one, or promote another version"
-    )
-
-
-def _places(champion: Version, scratch: Path) -> Iterator[Path]:
-    if champion.pushed_path is not None:
-        yield Path(champion.pushed_path)
-    if champion.bundle is not None:
-        yield Path(champion.bundle) / "saved_model"
-    if champion.model_id is not None:
-        import mlflow
-        from mlflow.exceptions import MlflowException
-
-        try:
-            downloaded = mlflow.artifacts.download_artifacts(
-                f"models:/{champion.model_id}", dst_path=str(scratch)
-            )
-        except (MlflowException, OSError):
-            return
-        yield Path(downloaded) / "saved_model"
 
 
 class Executor(base_executor.BaseExecutor):
@@ -94,7 +49,10 @@ class Executor(base_executor.BaseExecutor):
             baseline.set_int_custom_property(HAS_MODEL, 0)
             return
         with tempfile.TemporaryDirectory(prefix="isthmus-champion-") as scratch:
-            saved_model = find_saved_model(champion, Path(scratch))
+            try:
+                saved_model = find_saved_model(champion, Path(scratch))
+            except PipelineError as error:
+                raise PipelineError(f"the champion is to be compared with, and {error}") from error
             io_utils.copy_dir(str(saved_model), path_utils.serving_model_dir(baseline.uri))
         baseline.set_int_custom_property(HAS_MODEL, 1)
         baseline.set_int_custom_property("version", champion.version)

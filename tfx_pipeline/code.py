@@ -19,7 +19,7 @@ CODE = {
     "ImageExampleGen": (f"{_PIPELINE}.image_example_gen", f"{_PIPELINE}.image_folder"),
     "BundleImporter": (f"{_PIPELINE}.bundle_importer", "isthmus.export.bundle"),
     "ParityValidator": _MEASURES,
-    "ChampionResolver": (f"{_PIPELINE}.champion_resolver",),
+    "ChampionResolver": (f"{_PIPELINE}.champion_resolver", f"{_PIPELINE}.registered_model"),
     "Evaluator": (f"{_PIPELINE}.evaluator",),
     "ServerValidator": (
         *_MEASURES,
@@ -27,7 +27,14 @@ CODE = {
         f"{_PIPELINE}.server_questions",
         "isthmus.serving",
     ),
-    "Pusher": (f"{_PIPELINE}.pusher", f"{_PIPELINE}.anomalies", f"{_PIPELINE}.evaluator", *_READS_MODEL),
+    "Pusher": (
+        f"{_PIPELINE}.pusher",
+        f"{_PIPELINE}.publishing",
+        f"{_PIPELINE}.remote",
+        f"{_PIPELINE}.anomalies",
+        f"{_PIPELINE}.evaluator",
+        *_READS_MODEL,
+    ),
     "Registrar": (f"{_PIPELINE}.registrar", f"{_PIPELINE}.evaluator", "isthmus.lineage"),
 }
 

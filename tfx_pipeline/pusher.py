@@ -1,16 +1,13 @@
-"""Pusher: publishes a model that every gate has passed, to a folder that a server polls.
+"""Pusher: publishes a model that every gate has passed, to a folder or an object store that a server polls.
 
 TFX's own Pusher copies straight into the version's folder, asks for two blessings only, and pushes the same
-model again whenever it runs. Ours asks all gates, publishes by one rename, and finds a model that is already
-there.
+model again whenever it runs. Ours asks all gates, lets nobody see half a version (`publishing` says how), and
+finds a model that is already there.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import time
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +19,17 @@ from tfx.types import standard_artifacts
 from tfx.types.component_spec import ChannelParameter, ComponentSpec, ExecutionParameter
 
 from isthmus.lineage import signing
-from isthmus.lineage.files import OUTSIDE_DIGEST, publish_directory, tree_digest
-from isthmus.tfx_pipeline import evaluator
+from isthmus.tfx_pipeline import evaluator, remote
 from isthmus.tfx_pipeline.anomalies import anomaly_sentences
 from isthmus.tfx_pipeline.artifacts import BLESSED, ParityReport, Verdict
 from isthmus.tfx_pipeline.model_artifact import saved_model_of
+from isthmus.tfx_pipeline.publishing import push, pushed_version
 
 NOT_PUSHED_BECAUSE = "not_pushed_because"
 """String property of the PushedModel artifact: a JSON list of sentences."""
 
 FRESH = "fresh"
 """Integer property: 1 when this execution put the model there, 0 when it was there already."""
-
-_STAGING = ".pushing-"
 
 
 def refusals(gates: dict[str, types.Artifact]) -> list[str]:
@@ -57,37 +52,6 @@ def refusals(gates: dict[str, types.Artifact]) -> list[str]:
     if not model_utils.is_infra_validated(gates["infra_blessing"]):
         reasons.append("ServerValidator: the model is not blessed")
     return reasons
-
-
-def pushed_version(base: Path, saved_model_digest: str) -> int | None:
-    """The newest complete version below a serving folder that has this content, if there is one."""
-    for version in sorted(versions(base), reverse=True):
-        if tree_digest(base / str(version), exclude=OUTSIDE_DIGEST) == saved_model_digest:
-            return version
-    return None
-
-
-def versions(base: Path) -> list[int]:
-    """The numbers of the complete versions (those with a saved_model.pb) below a serving folder."""
-    if not base.is_dir():
-        return []
-    return [int(p.name) for p in base.iterdir() if p.name.isdecimal() and (p / "saved_model.pb").is_file()]
-
-
-def push(saved_model: Path, base: Path) -> int:
-    """Publish a copy as the next version, and return its number: seconds since 1970, or the newest plus one.
-
-    A server sees the whole folder or nothing. What an interrupted push left behind is removed first.
-    """
-    base.mkdir(parents=True, exist_ok=True)
-    for leftover in base.glob(f"{_STAGING}*"):
-        shutil.rmtree(leftover)
-    taken = [int(path.name) for path in base.iterdir() if path.name.isdecimal()]
-    version = max([int(time.time()), *(number + 1 for number in taken)])
-    staging = base / f"{_STAGING}{version}"
-    shutil.copytree(saved_model, staging)
-    publish_directory(staging, base / str(version))
-    return version
 
 
 def unsigned(saved_model: Path, verification_key: str) -> list[str]:
@@ -116,7 +80,7 @@ class Executor(tfx_pusher.Executor):
             self._MarkNotPushed(pushed)
             pushed.set_string_custom_property(NOT_PUSHED_BECAUSE, json.dumps(reasons, ensure_ascii=False))
             return
-        saved_model, base = saved_model_of(model), Path(exec_properties["base_directory"])
+        saved_model, base = saved_model_of(model), exec_properties["base_directory"]
         version = pushed_version(base, model.get_string_custom_property("saved_model_digest"))
         there = None if version is None else Path(base, str(version))
         if there is not None and there.is_dir() and unsigned(there, exec_properties["verification_key"]):
@@ -126,7 +90,7 @@ class Executor(tfx_pusher.Executor):
         if version is None:
             version = push(saved_model, base)
         self._MarkPushed(
-            pushed, pushed_destination=os.path.join(base, str(version)), pushed_version=str(version)
+            pushed, pushed_destination=remote.join(base, str(version)), pushed_version=str(version)
         )
 
 

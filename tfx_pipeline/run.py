@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isthmus.lineage.files import sha256_file
-from isthmus.tfx_pipeline import image_folder
+from isthmus.tfx_pipeline import image_folder, remote
 from isthmus.tfx_pipeline.code import code_keys
 from isthmus.tfx_pipeline.config import PipelineConfig
 from isthmus.tfx_pipeline.errors import NotPushedError, PipelineError
@@ -38,8 +38,8 @@ logger = logging.getLogger(__name__)
 class PipelineResult:
     """What a run that succeeded came to."""
 
-    pushed: Path
-    """The pushed version's directory."""
+    pushed: str
+    """The pushed version's directory, or its place in an object store."""
 
     version: int
     """Its number, the directory's name."""
@@ -135,7 +135,8 @@ def _run(
     verification_key: Path | None,
 ) -> dict[str, Outcome]:
     """Build the pipeline and run it; returns the outcomes of all components by id."""
-    database, serving = home / "metadata.db", home / "serving" / name
+    database = home / "metadata.db"
+    serving = remote.join(config.push_to or str(home / "serving"), name)
     if not database.exists() and root.exists():
         # Artifacts are filed under MLMD's numbers: without the database, old ones would mix with new ones.
         _clear(root)
@@ -144,7 +145,7 @@ def _run(
     started = time.monotonic()
     with torch_kept_out():
         from isthmus.tfx_pipeline import pipeline as pipelines
-        from isthmus.tfx_pipeline.pusher import pushed_version
+        from isthmus.tfx_pipeline.publishing import pushed_version
         from isthmus.tfx_pipeline.runner import ReportingRunner
 
     logger.info("TFX loaded in %.0f s", time.monotonic() - started)
@@ -166,7 +167,7 @@ def _run(
         dataset=image_folder.dataset_record(folder),
         places=pipelines.Places(
             pipeline_root=str(root),
-            serving=str(serving),
+            serving=serving,
             data_root=str(folder.root),
             bundle=str(bundle.path),
             home=str(home),
@@ -223,7 +224,7 @@ def _result(outcomes: dict[str, Outcome], *, seconds: float) -> PipelineResult:
     pushed = outcomes["Pusher"].outputs["pushed_model"]
     if not _was_pushed(outcomes):
         raise NotPushedError(reasons_so_far(outcomes))
-    destination = Path(pushed.get_string_custom_property("pushed_destination"))
+    destination = pushed.get_string_custom_property("pushed_destination")
     up_to_date = outcomes["Pusher"].cached or pushed.get_int_custom_property(FRESH) == 0
     result = PipelineResult(
         pushed=destination,

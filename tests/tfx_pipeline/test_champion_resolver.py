@@ -101,6 +101,6 @@ def test_a_champion_that_is_nowhere_stops_the_run(
     shutil.rmtree(tmp_path / "champion")
     with pytest.raises(
         PipelineError,
-        match=r"champion colours version 1 is to be compared with, and no intact copy .* is left",
+        match=r"the champion is to be compared with, and no intact copy of .* colours version 1 is left",
     ):
         resolve(make_model())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -170,53 +169,3 @@ def test_a_gate_that_is_not_wired_stops_the_push(
     with pytest.raises(KeyError, match=gate):
         run_pusher(make_model(), gates)
     assert not (tmp_path / "serving").exists()
-
-
-@pytest.fixture
-def saved_model(tmp_path: Path) -> Path:
-    """Stands for a SavedModel: several files, one of them large enough that its copy takes a while."""
-    folder = tmp_path / "saved_model"
-    (folder / "assets").mkdir(parents=True)
-    (folder / "assets" / "large").write_bytes(bytes(20_000_000))
-    (folder / "saved_model.pb").write_bytes(b"graph")
-    return folder
-
-
-def test_a_server_sees_the_whole_version_or_none(saved_model: Path, tmp_path: Path) -> None:
-    base, seen, done = tmp_path / "serving", [], threading.Event()
-    base.mkdir()
-
-    def poll() -> None:
-        while not done.is_set():
-            for folder in base.iterdir():
-                if folder.name.isdecimal():
-                    large = folder / "assets" / "large"
-                    seen.append((folder / "saved_model.pb").exists() and large.stat().st_size == 20_000_000)
-
-    watcher = threading.Thread(target=poll)
-    watcher.start()
-    for _ in range(3):
-        pusher.push(saved_model, base)
-    done.set()
-    watcher.join()
-    assert all(seen)
-    assert len(pusher.versions(base)) == 3
-
-
-def test_versions_only_grow(saved_model: Path, tmp_path: Path) -> None:
-    base = tmp_path / "serving"
-    (base / "99999999999").mkdir(parents=True)
-    assert pusher.push(saved_model, base) == 100000000000
-    assert pusher.push(saved_model, base) == 100000000001
-
-
-def test_a_half_written_push_is_cleared_away_and_is_no_version(saved_model: Path, tmp_path: Path) -> None:
-    base = tmp_path / "serving"
-    half = base / ".pushing-1700000000"
-    half.mkdir(parents=True)
-    (half / "saved_model.pb").write_bytes(b"gr")
-    (base / "1700000000").mkdir()
-    assert pusher.versions(base) == []
-    version = pusher.push(saved_model, base)
-    assert not half.exists()
-    assert pusher.versions(base) == [version]

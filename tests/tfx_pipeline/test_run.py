@@ -144,7 +144,7 @@ def test_pushed_then_cached_then_repaired(
     caplog.set_level(logging.INFO, logger="isthmus.tfx_pipeline")
     first = run(make_bundle())
     assert versions(home) == [str(first.version)]
-    assert first.pushed == home / "serving" / "colours" / str(first.version)
+    assert first.pushed == str(home / "serving" / "colours" / str(first.version))
     assert first.metrics["accuracy"] == 1.0
     assert first.registered_version == 1
     assert not first.up_to_date
