@@ -219,6 +219,14 @@ def _add_lineage(subparsers: Any) -> None:
     command.add_argument("--model", metavar="NAME", help="the served model's name, with --server")
     command.add_argument("--at", metavar="TIME", help="as of this UTC time, such as 2026-11-01T12:00")
     command.add_argument("--verify", action="store_true", help="recompute every hash that can be reached")
+    command.add_argument(
+        "--verification-key",
+        type=Path,
+        metavar="FILE",
+        help="with --verify: public key or certificates (PEM) that must have signed the model",
+    )
+    command.add_argument("--html", type=Path, metavar="FILE", help="write a page with the chain as a graph, too")
+    command.add_argument("--bom", type=Path, metavar="FILE", help="write the CycloneDX ML-BOM of the model, too")
     _add_store_arguments(command)
     _add_json(command)
     command.set_defaults(run=commands.lineage)
