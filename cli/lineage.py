@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isthmus.cli.errors import UsageError
 
 if TYPE_CHECKING:
     from isthmus.lineage.chain import Chain
+    from isthmus.lineage.verify import LinkCheck
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -18,7 +20,8 @@ def run(arguments: argparse.Namespace) -> int:
     from isthmus.lineage.verify import verify, worst
 
     chain = _chain(arguments)
-    checks = verify(chain) if arguments.verify else []
+    checks = verify(chain, key=arguments.verification_key) if arguments.verify else []
+    written = [*_write_page(arguments, chain, checks), *_write_bom(arguments, chain)]
     if arguments.json:
         answer = chain.to_dict()
         if arguments.verify:
@@ -28,7 +31,29 @@ def run(arguments: argparse.Namespace) -> int:
         print(render.tree(chain))
         if arguments.verify:
             print(render.checks(checks))
+        for path in written:
+            print(f"written: {path}")
     return 1 if arguments.verify and worst(checks) == "broken" else 0
+
+
+def _write_page(arguments: argparse.Namespace, chain: Chain, checks: list[LinkCheck]) -> list[Path]:
+    if arguments.html is None:
+        return []
+    from isthmus.lineage import page
+    from isthmus.lineage.files import write_text
+
+    write_text(arguments.html, page.html(chain, checks))
+    return [arguments.html]
+
+
+def _write_bom(arguments: argparse.Namespace, chain: Chain) -> list[Path]:
+    if arguments.bom is None:
+        return []
+    from isthmus.lineage import bom
+    from isthmus.lineage.files import write_json
+
+    write_json(arguments.bom, bom.bom(chain))
+    return [arguments.bom]
 
 
 def _chain(arguments: argparse.Namespace) -> Chain:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import unquote, urlparse
 
-from isthmus.lineage import history
+from isthmus.lineage import gates, history, signing
 from isthmus.lineage.chain import Chain, Record
 from isthmus.lineage.files import (
     MANIFEST_COPIES,
@@ -55,15 +55,23 @@ class LinkCheck:
 _Check = Callable[[Record], Iterator[LinkCheck]]
 
 
-def verify(chain: Chain) -> list[LinkCheck]:
-    """Check every link of every model in the answer, from the served files to the commit and the data."""
-    return [result for record in chain.records for result in verify_record(record)]
+def verify(chain: Chain, *, key: Path | None = None) -> list[LinkCheck]:
+    """Check every link of every model in the answer, from the served files to the commit and the data.
+
+    `key` is the public key, or the certificates, that signatures are held against; default: the one that the
+    environment names, or the recipe that a version was made with.
+    """
+    return [result for record in chain.records for result in verify_record(record, key=key)]
 
 
-def verify_record(record: Record) -> list[LinkCheck]:
+def verify_record(record: Record, *, key: Path | None = None) -> list[LinkCheck]:
     """Check every link of one model; a checkpoint alone has only those of its training."""
+
+    def _signature(record: Record) -> Iterator[LinkCheck]:
+        return _signatures(record, key)
+
     of_training: list[_Check] = [_checkpoint, _runs, _data, _code]
-    of_export: list[_Check] = [_history, _served, _bundle, _tags, _stored_models]
+    of_export: list[_Check] = [_history, _served, _signature, _bundle, _tags, _stored_models]
     exported = record.version is not None or record.manifest is not None
     checks = of_export + of_training if exported else of_training
     return [result for each in checks for result in each(record)]
@@ -106,6 +114,25 @@ def _served(record: Record) -> Iterator[LinkCheck]:
         return
     verdict = check_pushed(version)
     yield _result(link, [] if verdict.passed else [verdict.text], verdict.text)
+
+
+def _signatures(record: Record, key: Path | None) -> Iterator[LinkCheck]:
+    """Of the served files, and of the bundle's; models that nobody signed and no key asks for have no such link."""
+    key = key or (
+        gates.signing_key(record.version) if record.version else signing.configured().verification_key
+    )
+    bundle = record.bundle / "saved_model" if record.bundle else None
+    places = {"signature → served files": record.pushed_path, "signature → bundle files": bundle}
+    for link, folder in places.items():
+        if folder is None or not folder.is_dir() or not (key or signing.is_signed(folder)):
+            continue
+        if key is None:
+            yield _unknown(
+                link, f"{folder} is signed; whose signature it is takes --verification-key to tell"
+            )
+            continue
+        refusal = signing.refusal(folder, key)
+        yield _result(link, [refusal] if refusal else [], f"signed by {key}, and not changed since")
 
 
 def _saved_model_files(link: str, folder: Path, manifest: Mapping[str, Any]) -> LinkCheck:
