@@ -73,6 +73,9 @@ class Ladder:
     reference: Path
     """reference.npz."""
 
+    torch_half: Path
+    """Where the torch half leaves what reduced precision is measured on, if it is asked to."""
+
     def start_lowering(self, rung: Rung) -> Job:
         """Start a rung's first process ahead of time: TensorFlow's import takes as long as the torch half."""
         return self.runner.start(LOWER_MODULE, self.folder / f"lower-{rung}")
@@ -110,7 +113,7 @@ class Ladder:
                 stages += [StageResult(**stage) for stage in answer["stages"]]
             except ExportError as error:
                 problem = str(error)
-        report = Report.of(stages, gates=self.config.gates)
+        report = Report.of(stages, gates=self.config.gates, expected=self.config.stages)
         if problem is None and report.failures:
             problem = _in_one_line(report.failures)
         return Attempt(
@@ -132,6 +135,7 @@ class Ladder:
             "labels": model["labels"],
             "head": model["head"],
             "warmup_batch_sizes": list(self.config.warmup_batch_sizes),
+            **self._precision(),
         }
 
     def _verify_request(self, rung: Rung, saved_model: Path) -> dict[str, Any]:
@@ -144,9 +148,24 @@ class Ladder:
             "labels": model["labels"],
             "head": model["head"],
             "batch_sizes": list(self.config.batch_sizes),
-            "gates": vars(self.config.gates),
+            "gates": vars(self.config.served_gates),
+            **self._evaluation(),
             "server_log": str(log_path.with_name(f"{log_path.stem}-server-{rung}.log")),
         }
+
+    def _precision(self) -> dict[str, Any]:
+        if not self.config.is_reduced:
+            return {}
+        is_calibrated = self.config.precision == "int8"
+        return {
+            "precision": self.config.precision,
+            "calibration": str(self.torch_half / "calibration.npz") if is_calibrated else None,
+        }
+
+    def _evaluation(self) -> dict[str, Any]:
+        if not self.config.is_reduced:
+            return {}
+        return {"evaluation": str(self.torch_half / "evaluation.npz"), "reduced": vars(self.config.reduced)}
 
 
 def _in_one_line(failures: Sequence[StageResult]) -> str:

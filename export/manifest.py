@@ -34,7 +34,17 @@ _LIBRARIES = (
 _TRAINED_SECTIONS = ("data", "model", "train")
 
 #: Of a stage's verdict, what the manifest repeats; parity.json has the rest.
-_STAGE_FIELDS = ("stage", "error", "limit", "top1_agreement", "passed", "num_images", "problem", "note")
+_STAGE_FIELDS = (
+    "stage",
+    "error",
+    "limit",
+    "top1_agreement",
+    "passed",
+    "num_images",
+    "problem",
+    "note",
+    "metric",
+)
 
 
 def versions() -> dict[str, str]:
@@ -127,6 +137,9 @@ def complete(
         "parity": {
             "passed": report.passed,
             "gates": asdict(report.gates),
+            "served_gates": asdict(config.served_gates),
+            "precision": config.precision,
+            **({"reduced": asdict(config.reduced)} if config.is_reduced else {}),
             "stages": [{key: stage[key] for key in _STAGE_FIELDS} for stage in stages],
         },
         "overrides": [asdict(override) for override in config.overrides],

@@ -14,7 +14,34 @@ from typing import Any
 
 import numpy as np
 
+from isthmus.export.arithmetic import (
+    comparable_logits,
+    decision_agreement,
+    image_errors,
+    log_softmax,
+    logit_error,
+    recovered_logits,
+    spread,
+    top1_agreement,
+)
 from isthmus.export.config import STAGES, GateConfig, Override, Stage
+
+__all__ = [
+    "Measurement",
+    "Report",
+    "StageResult",
+    "comparable_logits",
+    "decision_agreement",
+    "failed_stage",
+    "image_errors",
+    "judge_logits",
+    "judge_pixels",
+    "log_softmax",
+    "logit_error",
+    "recovered_logits",
+    "spread",
+    "top1_agreement",
+]
 
 TITLES: dict[Stage, str] = {
     "onnxruntime": "torch → ONNX Runtime",
@@ -23,102 +50,12 @@ TITLES: dict[Stage, str] = {
     "end_to_end": "image bytes → answer",
     "server_grpc": "server over gRPC",
     "server_rest": "server over REST",
+    "precision": "reduced precision",
+    "litert": "torch → LiteRT",
 }
-
-#: Log-probabilities are compared down to here, and sigmoid logits up to here: float32 rounds the rest away.
-_LOG_FLOOR = -60.0
-_SIGMOID_CEILING = 8.0
 
 _PERCENTILES = (50.0, 95.0, 99.0)
 _NUM_WORST = 5
-
-
-def spread(reference: np.ndarray) -> float:
-    """The unit of every error: standard deviation of logits [N, C] between images, averaged over classes."""
-    with np.errstate(invalid="ignore"):
-        return float(np.mean(np.std(np.asarray(reference, dtype=np.float64), axis=0)))
-
-
-def image_errors(reference: np.ndarray, candidate: np.ndarray, *, unit: float | None = None) -> np.ndarray:
-    """Error of each image, float64 [N]: max over classes of |Δlogit| ÷ unit, which is spread(reference).
-
-    An image whose candidate is not finite has an infinite error, and so has every image of a reference that
-    is not finite or is the same for all images (it could prove nothing). Give `unit` where the two are some
-    images of a larger reference.
-
-    Raises:
-        ValueError: The two do not have one shape [N, C].
-    """
-    if reference.ndim != 2 or reference.shape != candidate.shape:
-        raise ValueError(f"want two arrays [N, C], got {reference.shape} and {candidate.shape}")
-    unit = spread(reference) if unit is None else unit
-    if not (np.isfinite(unit) and unit > 0):
-        return np.full(len(reference), np.inf)
-    with np.errstate(invalid="ignore", over="ignore"):
-        delta = np.abs(np.asarray(candidate, dtype=np.float64) - np.asarray(reference, dtype=np.float64))
-        errors = delta.max(axis=1) / unit
-    return np.where(np.isfinite(errors), errors, np.inf)
-
-
-def logit_error(reference: np.ndarray, candidate: np.ndarray) -> float:
-    """The error of a stage: the largest of its images' errors. See `image_errors`."""
-    return float(image_errors(reference, candidate).max(initial=0.0)) if len(reference) else float("inf")
-
-
-def top1_agreement(
-    reference: np.ndarray, candidate: np.ndarray, *, tie_margin: float, unit: float | None = None
-) -> float:
-    """Share of images whose best class is the reference's, leaving out ties; NaN when every image is one.
-
-    An image is a tie when the reference's two best classes are within `tie_margin` × unit (`image_errors`).
-    """
-    unit = spread(reference) if unit is None else unit
-    if reference.shape[1] == 1:
-        return 1.0
-    ordered = np.sort(np.asarray(reference, dtype=np.float64), axis=1)
-    decided = ordered[:, -1] - ordered[:, -2] > tie_margin * unit
-    if not decided.any():
-        return float("nan")
-    same = reference.argmax(axis=1) == candidate.argmax(axis=1)
-    return float(same[decided].mean())
-
-
-def decision_agreement(
-    reference: np.ndarray, candidate: np.ndarray, *, tie_margin: float, unit: float | None = None
-) -> float:
-    """The same for a multi-label head: share of (image, class) pairs on the reference's side of ½."""
-    unit = spread(reference) if unit is None else unit
-    decided = np.abs(np.asarray(reference, dtype=np.float64)) > tie_margin * unit
-    if not decided.any():
-        return float("nan")
-    return float(((reference > 0) == (candidate > 0))[decided].mean())
-
-
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Log-probabilities float64 [N, C] of logits [N, C]."""
-    shifted = np.asarray(logits, dtype=np.float64)
-    with np.errstate(invalid="ignore"):
-        shifted = shifted - shifted.max(axis=1, keepdims=True)
-        return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-
-
-def comparable_logits(logits: np.ndarray, *, head: str) -> np.ndarray:
-    """What of the logits [N, C] survives in float32 probabilities: the reference for `recovered_logits`.
-
-    A softmax forgets a constant per image, so its logits are compared as log-probabilities.
-    """
-    if head == "multi_label":
-        return np.clip(np.asarray(logits, dtype=np.float64), _LOG_FLOOR, _SIGMOID_CEILING)
-    return np.maximum(log_softmax(logits), _LOG_FLOOR)
-
-
-def recovered_logits(probabilities: np.ndarray, *, head: str) -> np.ndarray:
-    """The logits that probabilities [N, C] came from, as far as `comparable_logits` goes."""
-    p = np.asarray(probabilities, dtype=np.float64)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        if head == "multi_label":
-            return np.clip(np.log(p) - np.log1p(-p), _LOG_FLOOR, _SIGMOID_CEILING)
-        return np.maximum(np.log(p), _LOG_FLOOR)
 
 
 @dataclass(kw_only=True)
@@ -131,8 +68,8 @@ class StageResult:
     error: float | None
     """The largest measured, in units of `spread` (`preprocessing`: a count). None: not finite, or not run."""
 
-    limit: float
-    """What `error` may be at most."""
+    limit: float | None
+    """What `error` may be at most; None: it is recorded only, and agreement decides (reduced precision)."""
 
     top1_agreement: float | None
     """The smallest share measured; None for `preprocessing`, and where nothing could be measured."""
@@ -158,6 +95,9 @@ class StageResult:
     note: str | None = None
     """What has to be known about how it was measured, in words."""
 
+    metric: dict[str, Any] | None = None
+    """The evaluation metric, where the stage measures it; see `reduced.metric_of`."""
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return asdict(self)
@@ -175,7 +115,8 @@ class StageResult:
             return f"{self.title:<22} {self.error:.0f} differing pixel values (limit {self.limit:.0f})"
         agreement = "" if self.top1_agreement is None else f"  top-1 {100 * self.top1_agreement:.4g} %"
         note = f"  ({self.note})" if self.note else ""
-        return f"{self.title:<22} {self.error:.1e} (limit {self.limit:.1e}){agreement}{note}"
+        limit = "" if self.limit is None else f" (limit {self.limit:.1e})"
+        return f"{self.title:<22} {self.error:.1e}{limit}{agreement}{note}"
 
 
 @dataclass(kw_only=True, frozen=True, eq=False)
@@ -243,11 +184,11 @@ def judge_logits(
     ]
     error, agreement = float(per_image.max()), float(np.min(agreements))
     problem = next((m.inconsistent for m in measurements if m.inconsistent), None)
-    if problem is None and not error <= gates.logit_error:
+    limit = np.finfo(np.float64).max if gates.logit_error is None else gates.logit_error
+    if problem is None and not error <= limit:
         far = f"{error:.1e}" if np.isfinite(error) else "not a finite number"
-        problem = (
-            f"{far}, limit {gates.logit_error:.1e}, worst on {worst[0]['path']} ({worst[0]['measurement']})"
-        )
+        allowed = "" if gates.logit_error is None else f", limit {limit:.1e}"
+        problem = f"{far}{allowed}, worst on {worst[0]['path']} ({worst[0]['measurement']})"
     if problem is None and not agreement >= gates.top1_agreement:
         problem = f"top-1 agreement {agreement:.2%}, at least {gates.top1_agreement:.2%} wanted"
     return StageResult(
@@ -350,10 +291,12 @@ class Report:
     """In the order of `config.STAGES`; a stage that never ran is there, failed."""
 
     @classmethod
-    def of(cls, stages: Sequence[StageResult], *, gates: GateConfig) -> Report:
-        """Put the stages in order and add a failed one for each that is missing."""
+    def of(
+        cls, stages: Sequence[StageResult], *, gates: GateConfig, expected: Sequence[Stage] = STAGES
+    ) -> Report:
+        """Put the stages in order and add a failed one for each that is expected and missing."""
         known = {result.stage: result for result in stages}
-        complete = [known.get(name) or failed_stage(name, "it never ran", gates=gates) for name in STAGES]
+        complete = [known.get(name) or failed_stage(name, "it never ran", gates=gates) for name in expected]
         return cls(gates=gates, stages=complete)
 
     @classmethod

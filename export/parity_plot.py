@@ -50,7 +50,7 @@ def draw(report: Report, reference: Reference, target: Path, *, title: str, labe
 def _draw_stages(axes: Axes, report: Report) -> None:
     logit_stages = [stage for stage in report.stages if stage.stage != "preprocessing"]
     shown = [value for stage in logit_stages for value in (stage.error, stage.limit) if value is not None]
-    right = 30 * max(shown)
+    right = 30 * max(shown, default=1.0)
     for row, stage in enumerate(report.stages):
         color = _PASSED if stage.passed else _FAILED
         _write(axes, (1.01, row), _stage_text(stage), color)
@@ -89,6 +89,8 @@ def _draw_bar(axes: Axes, row: int, stage: StageResult, color: str) -> None:
     median = stage.percentiles.get("p50")
     if median:
         axes.plot([max(median, _SMALLEST)] * 2, [row - 0.27, row + 0.27], color="white", linewidth=1.5)
+    if stage.limit is None:
+        return
     axes.plot([stage.limit] * 2, [row - 0.45, row + 0.45], color=_LIMIT, linestyle="--", linewidth=1.4)
 
 

@@ -62,6 +62,8 @@ class Recording:
                 metrics[f"parity/{stage.stage}/error"] = stage.error
             if stage.top1_agreement is not None:
                 metrics[f"parity/{stage.stage}/top1_agreement"] = stage.top1_agreement
+            if stage.metric is not None:
+                metrics[f"parity/{stage.stage}/metric_drop"] = stage.metric["drop"]
         tracking.log_metrics(self.run_id, metrics, model_id=self.reserved["saved_model"])
 
 

@@ -149,6 +149,7 @@ class _Exporter:
             manifest=self.manifest,
             onnx=self.bundle / "model.onnx",
             reference=self.bundle / "reference.npz",
+            torch_half=staging.path / "torch",
         )
 
     def run(self, *, home: Path, tracking_uri: str | None) -> Path:
@@ -257,12 +258,17 @@ class _Exporter:
             "rung": chosen.rung,
             "rungs_tried": [attempt.as_dict() for attempt in attempts],
             "precision": self.config.precision,
+            **reduced_record(self.config, torch_result),
             "fingerprint": self.fingerprint,
         }
 
     def _refusal(self, stage: StageResult, attempts: list[Attempt]) -> ParityRefusedError:
         """The error for an export that nothing passed; its report stays in the log folder."""
-        report = attempts[-1].report if attempts else Report.of([stage], gates=self.config.gates)
+        report = (
+            attempts[-1].report
+            if attempts
+            else Report.of([stage], gates=self.config.gates, expected=self.config.stages)
+        )
         stem = self.log_stem.with_name(f"{self.log_stem.name}-parity")
         self._write_parity(report, stem)
         reasons = [f"{attempt.rung}: {attempt.problem}" for attempt in attempts]
@@ -283,17 +289,30 @@ class _Exporter:
                 "diagnosis: %s is already another model: no graph of TensorFlow is to blame", stage.title
             )
             return
+        limit = self.config.gates.logit_error
+        assert limit is not None, "ExportConfig refuses it"
         lines = diagnose(
             attempts,
             runner=self.runner,
             folder=self.staging.path,
             onnx=self.bundle / "model.onnx",
             reference=self.bundle / "reference.npz",
-            limit=self.config.gates.logit_error,
+            limit=limit,
             stem=self.log_stem.with_name(f"{self.log_stem.name}-diagnosis"),
         )
         for line in lines:
             log.info("%s", line)
+
+
+def reduced_record(config: ExportConfig, torch_result: dict[str, Any]) -> dict[str, Any]:
+    """What the manifest says about reduced precision: limits, and the images that were measured on."""
+    if not config.is_reduced:
+        return {}
+    images = {
+        purpose: {key: value for key, value in chosen.items() if key != "file"}
+        for purpose, chosen in torch_result["reduced"].items()
+    }
+    return {"reduced": {"limits": asdict(config.reduced), **images}}
 
 
 def _data_root(source: Checkpoint, data_root: Path | None) -> Path:

@@ -10,6 +10,7 @@ from tfx.types.artifact import Artifact
 from tfx.utils import path_utils
 
 from isthmus.export.bundle import MANIFEST, MANIFEST_COPIES
+from isthmus.export.config import GateConfig
 from isthmus.export.reference import Reference
 from isthmus.lineage.files import OUTSIDE_DIGEST, canonical_json, sha256_file, tree_digest
 
@@ -28,6 +29,17 @@ def manifest_of(model: Artifact) -> dict[str, Any]:
 def reference_of(model: Artifact) -> Reference:
     """The bundle's reference images. Raises ExportError when they cannot be read."""
     return Reference.load(Path(model.uri, "reference.npz"))
+
+
+def gates_of(manifest: dict[str, Any], *, logit_error: float, top1_agreement: float) -> GateConfig:
+    """The limits that a bundle's SavedModel is held to: those given, or its own where it computes in bf16 or int8.
+
+    Reduced precision cannot keep fp32's limits; the bundle records the ones that it was exported with, and a
+    promotion refuses looser ones than the defaults.
+    """
+    if manifest["export"].get("precision", "fp32") == "fp32":
+        return GateConfig(logit_error=logit_error, top1_agreement=top1_agreement)
+    return GateConfig(**manifest["parity"]["served_gates"])
 
 
 def broken_files(model: Artifact) -> list[str]:

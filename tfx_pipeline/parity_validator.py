@@ -24,7 +24,13 @@ from isthmus.export import parity
 from isthmus.export.config import GateConfig, Stage
 from isthmus.export.reference import Reference
 from isthmus.tfx_pipeline.artifacts import ParityReport, Verdict
-from isthmus.tfx_pipeline.model_artifact import broken_files, manifest_of, reference_of, saved_model_of
+from isthmus.tfx_pipeline.model_artifact import (
+    broken_files,
+    gates_of,
+    manifest_of,
+    reference_of,
+    saved_model_of,
+)
 
 _BATCH_SIZES = (1, 3, 16)
 
@@ -168,8 +174,13 @@ class Executor(base_executor.BaseExecutor):
         if broken := broken_files(model):
             return Verdict(passed=False, summary="damaged", reasons=broken)
         records, differing = covering_records(examples, exec_properties["evaluation_split"], reference)
-        gates = GateConfig(
-            logit_error=exec_properties["logit_error"], top1_agreement=exec_properties["top1_agreement"]
+        gates = gates_of(
+            manifest,
+            logit_error=exec_properties["logit_error"],
+            top1_agreement=exec_properties["top1_agreement"],
+        )
+        limit = (
+            f"top-1 ≥ {gates.top1_agreement:.2%}" if gates.logit_error is None else f"{gates.logit_error:.0e}"
         )
         results = measure(saved_model_of(model), reference, records, gates=gates, manifest=manifest)
         reasons = [f"{result.title}: {result.problem}" for result in results if not result.passed]
@@ -179,7 +190,7 @@ class Executor(base_executor.BaseExecutor):
         worst = f"{max(errors):.1e}" if len(errors) == len(results) else "not finite"
         return Verdict(
             passed=not reasons,
-            summary=f"error {worst} (limit {gates.logit_error:.0e}) on {len(reference)} images, "
+            summary=f"error {worst} (limit {limit}) on {len(reference)} images, "
             f"{len(records)} of them in the evaluation split",
             reasons=reasons,
             details={

@@ -28,7 +28,7 @@ from isthmus.export.reference import Reference
 from isthmus.serving.process import ServerProcess
 from isthmus.tfx_pipeline.artifacts import Verdict
 from isthmus.tfx_pipeline.errors import PipelineError
-from isthmus.tfx_pipeline.model_artifact import manifest_of, reference_of, saved_model_of
+from isthmus.tfx_pipeline.model_artifact import gates_of, manifest_of, reference_of, saved_model_of
 from isthmus.tfx_pipeline.parity_validator import inconsistent_answer, record_of
 from isthmus.tfx_pipeline.server_questions import GrpcQuestions, RestQuestions, RestRefusal
 
@@ -179,8 +179,10 @@ class Executor(base_executor.BaseExecutor):
     def _verdict(self, model: types.Artifact, exec_properties: dict[str, Any]) -> Verdict:
         manifest = manifest_of(model)
         reference = _first(reference_of(model), exec_properties["num_images"])
-        gates = GateConfig(
-            logit_error=exec_properties["logit_error"], top1_agreement=exec_properties["top1_agreement"]
+        gates = gates_of(
+            manifest,
+            logit_error=exec_properties["logit_error"],
+            top1_agreement=exec_properties["top1_agreement"],
         )
         name, deadline_s = manifest["name"], exec_properties["deadline_s"]
         with tempfile.TemporaryDirectory(prefix="isthmus-server-") as folder:

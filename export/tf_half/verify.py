@@ -6,7 +6,8 @@ What is measured is what will run: the SavedModel reloaded from disk, by both lo
 then the same model in a running server, over both wires. A stage that raises has failed; the rest still run.
 
 request.json: {"name", "saved_model", "reference", "labels", "head", "batch_sizes", "gates", "server_log"},
-and optionally "stages", those to measure (no server is started where none needs it).
+and optionally "stages", those to measure (no server is started where none needs it), and for a model in reduced
+precision "evaluation" (a file of images) and "reduced" (ReducedGateConfig).
 result.json: {"stages": [StageResult, …], "operators": how often each occurs in the optimised graph of `tensors`
 (only where "stages" is given)}.
 """
@@ -23,10 +24,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from isthmus.export.config import GateConfig, Stage
+from isthmus.export.config import GateConfig, ReducedGateConfig, Stage
 from isthmus.export.errors import ExportError
 from isthmus.export.jobs import append_progress, serve_job
 from isthmus.export.parity import Measurement, StageResult, failed_stage, judge_logits, judge_pixels
+from isthmus.export.reduced import Evaluation, in_chunks, judge_reduced
 from isthmus.export.reference import Reference, in_batches
 from isthmus.export.tf_half.callers import (
     BytesQuestions,
@@ -144,6 +146,14 @@ class Verification:
                 "REST", call, self.largest, ("serving_default", "examples")
             )
         return self._judge("server_rest", measurements)
+
+    def precision(self, evaluation: Evaluation, limits: ReducedGateConfig) -> StageResult:
+        """Metric and answers on many images, through `tensors` as TensorFlow Serving runs it."""
+        answers = np.concatenate(
+            [tensors(self.session, evaluation.images(rows)) for rows in in_chunks(evaluation, self.largest)]
+        )
+        what = f"v1 session, batch {self.largest}, split {evaluation.split!r}"
+        return judge_reduced("precision", evaluation, {what: answers}, limits=limits, head=self.head)
 
     def _tensors(self, call: Caller, batch_size: int) -> np.ndarray:
         return in_batches(lambda batch: tensors(call, batch), self.reference.images, batch_size)
@@ -278,6 +288,10 @@ def run(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
             "server_grpc": lambda: verification.server_grpc(running_server()),
             "server_rest": lambda: verification.server_rest(running_server()),
         }
+        if "evaluation" in request:
+            evaluation = Evaluation.load(Path(request["evaluation"]))
+            limits = ReducedGateConfig(**request["reduced"])
+            measures["precision"] = lambda: verification.precision(evaluation, limits)
         stages = []
         for stage, measure in measures.items():
             if wanted is None or stage in wanted:

@@ -4,7 +4,7 @@
 
 request.json: {"checkpoint", "data_root", "bundle" (folder to write into), "config" (ExportConfig)}.
 result.json: {"stage" (StageResult), "num_images", "unreadable", "exporter", "exporters_tried", "opset",
-"simplified", "nodes"}.
+"simplified", "nodes", "reduced" (see `evaluation.write`)}.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from isthmus.export import checkpoint as checkpoints
 from isthmus.export.config import ExportConfig
 from isthmus.export.jobs import serve_job
 from isthmus.export.reference import Reference
+from isthmus.export.torch_half import evaluation
 from isthmus.export.torch_half import images as evaluation_images
 from isthmus.export.torch_half.crossing import cross
 
 
 def run(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
-    """The job, top to bottom. `folder` is not written to; the bundle folder of the request is."""
-    del folder
+    """The job, top to bottom. What outlives the export goes to the bundle folder, what does not to `folder`."""
     checkpoint = checkpoints.read(Path(request["checkpoint"]))
     checkpoint.check_weights()
     config = ExportConfig.from_dict(request["config"])
@@ -46,10 +46,14 @@ def run(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
         paths=taken.paths,
     )
     reference.save(target / "reference.npz")
+    reduced = (
+        evaluation.write(checkpoint, config, data_root=data_root, folder=folder) if config.is_reduced else {}
+    )
     return {
         "stage": crossing.stage.as_dict(),
         "num_images": len(reference),
         "unreadable": list(taken.unreadable),
+        "reduced": reduced,
         **crossing.facts,
     }
 
