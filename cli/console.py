@@ -19,7 +19,7 @@ from typing import TextIO
 
 @contextlib.contextmanager
 def routed(
-    command: str, home: Path, *, capture: bool = False, result_on_stdout: bool = False
+    command: str, home: Path, *, capture: bool = False, result_on_stdout: bool = False, quiet: bool = False
 ) -> Iterator[Path]:
     """Routes log records for the duration of one command.
 
@@ -28,6 +28,7 @@ def routed(
       home: The folder of the store.
       capture: Also sends whatever is written to the file descriptors 1 and 2 to the log file.
       result_on_stdout: Standard output is for the command's result alone, so the lines go to standard error.
+      quiet: Only warnings reach the terminal: one of several processes of a run speaks for all.
 
     Yields:
       The path of the log file.
@@ -40,7 +41,7 @@ def routed(
         terminal = sys.stderr if result_on_stdout else sys.stdout
         if capture:
             terminal = stack.enter_context(_captured(log, 2 if result_on_stdout else 1))
-        stack.enter_context(_handlers(terminal, log))
+        stack.enter_context(_handlers(terminal, log, logging.WARNING if quiet else logging.INFO))
         yield path
 
 
@@ -65,10 +66,10 @@ def _captured(log: TextIO, descriptor: int) -> Iterator[TextIO]:
 
 
 @contextlib.contextmanager
-def _handlers(terminal: TextIO, log: TextIO) -> Iterator[None]:
+def _handlers(terminal: TextIO, log: TextIO, level: int) -> Iterator[None]:
     ours, root = logging.getLogger("isthmus"), logging.getLogger()
     to_terminal = logging.StreamHandler(terminal)
-    to_terminal.setLevel(logging.INFO)
+    to_terminal.setLevel(level)
     to_terminal.setFormatter(logging.Formatter("%(message)s"))
     to_file = logging.StreamHandler(log)
     to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))

@@ -114,7 +114,7 @@ class Fit:
         self._put_schedule_at(*progress.position)
         val = self._evaluation("val")
         done = progress.epochs_done * steps + progress.position[1]
-        bar_of_run = progress_bar(total=self.epochs * steps, initial=done)
+        bar_of_run = progress_bar(total=self.epochs * steps, initial=done, hidden=not self.world.is_first)
         with bar_of_run as bar, stop_requests() as stop, self._one_line_memory():
             trainer = self._trainer(bar, progress, stop, save)
             for epoch in range(progress.epochs_done, self.epochs):

@@ -10,12 +10,12 @@ from typing import Any
 
 
 @contextmanager
-def progress_bar(*, total: int, initial: int) -> Iterator[Any]:
+def progress_bar(*, total: int, initial: int, hidden: bool = False) -> Iterator[Any]:
     """tqdm over the steps of a run; lines that loggers send to the terminal meanwhile go above it."""
     from tqdm import tqdm
     from tqdm.contrib.logging import logging_redirect_tqdm
 
-    with tqdm(total=total, initial=initial, unit="step", file=sys.stderr, disable=None) as bar:
+    with tqdm(total=total, initial=initial, unit="step", file=sys.stderr, disable=hidden or None) as bar:
         # tqdm gives each logger that it is told of a handler: name only those that have one to replace.
         levels = [] if bar.disable else [(each, _console_level(each)) for each in _loggers()]
         replaced = [(each, level) for each, level in levels if level is not None]
