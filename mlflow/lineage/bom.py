@@ -54,7 +54,8 @@ def _document(record: Record, manifest: Mapping[str, Any]) -> dict[str, Any]:
     data, libraries = _data(manifest), _libraries(manifest)
     document = Bom(components=[data, *libraries])
     document.metadata.component = model
-    document.metadata.timestamp = datetime.fromisoformat(manifest["created"])
+    if created := manifest.get("created") or (record.version.created if record.version else None):
+        document.metadata.timestamp = datetime.fromisoformat(created)
     document.serial_number = uuid.uuid5(_NAMESPACE, manifest["saved_model_digest"])
     document.register_dependency(model, [data, *libraries])
     return dict(json.loads(JsonV1Dot6(document).output_as_string()))

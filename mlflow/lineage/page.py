@@ -62,7 +62,7 @@ def html(chain: Chain, checks: Sequence[LinkCheck] = ()) -> str:
             _verdicts(checks),
             *(_history(name) for name in _names(chain)),
             '<h2>Everything in the chain</h2><div class="cards">',
-            *(_card(node) for node in page_graph.nodes(chain.root)),
+            *(_card(anchor, node) for anchor, node in page_graph.sections(chain.root)),
             "</div>",
         ]
     )
@@ -95,7 +95,7 @@ def _head(chain: Chain, checks: Sequence[LinkCheck]) -> str:
 
 
 def _picture(chain: Chain, checks: Sequence[LinkCheck]) -> str:
-    drawn = page_graph.nodes(chain.root)
+    drawn = [node for _, node in page_graph.sections(chain.root)]
     if len(drawn) > _MAX_DRAWN:
         return ""
     statuses = _statuses(checks) if len(chain.records) == 1 else {}
@@ -152,11 +152,11 @@ def _move(entry: history.Entry) -> str:
     )
 
 
-def _card(node: Node) -> str:
+def _card(anchor: str, node: Node) -> str:
     facts = {key: value for key, value in node.facts.items() if value not in (None, "", {}, [])}
     identity = f"<p><code>{escape(node.id)}</code></p>" if node.id else ""
     return (
-        f'<section class="card {page_graph.WORLD.get(node.kind, "source")}" id="{escape(page_graph.anchor(node))}">'
+        f'<section class="card {page_graph.WORLD.get(node.kind, "source")}" id="{anchor}">'
         f"<h3>{escape(node.label)}</h3>{identity}{_list(facts)}</section>"
     )
 
@@ -177,6 +177,8 @@ def _value(value: Any) -> str:
         return _list(value)
     if isinstance(value, list):
         return "".join(f"<div>{_value(each)}</div>" for each in value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, str):
         return escape(value)
     return escape(text(value))

@@ -30,6 +30,8 @@ WORLD = {
 }
 """Whose thing a node is; the page's style gives each a colour."""
 
+_PHONE_WIDTH = 360
+
 _QUESTIONS = ("checkpoint", "commit", "digest")
 """Roots that are what was asked about, and not a thing of their own in the chain."""
 
@@ -37,6 +39,8 @@ _QUESTIONS = ("checkpoint", "commit", "digest")
 @dataclass
 class _Box:
     node: Node
+    anchor: str
+    """The id of its section on the page."""
     depth: int
     x: float = 0.0
     y: float = 0.0
@@ -73,10 +77,12 @@ def svg(root: Node, *, direction: Direction, statuses: Mapping[str, str]) -> str
     width, height = _place(graph, direction, measures)
     parts = [_edge(graph.boxes[start], graph.boxes[end], direction, measures) for start, end in graph.edges]
     parts += [_box(box, measures, statuses.get(box.node.kind)) for box in graph.boxes.values()]
+    # A picture that is too wide for a phone is scrolled, not shrunk until nobody can read it.
+    least = f"min-width:{width:g}px;" if direction == "down" and width > _PHONE_WIDTH else ""
     label = f"{len(graph.boxes)} things that {escape(root.label)} consists of and came from"
     return (
         f'<svg class="graph {direction}" viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{label}" '
-        f'style="max-width:{width:g}px">{"".join(parts)}</svg>'
+        f'style="{least}max-width:{width:g}px">{"".join(parts)}</svg>'
     )
 
 
@@ -88,16 +94,18 @@ def _graph(root: Node) -> _Graph:
     return graph
 
 
-def _key(node: Node) -> tuple[str, str]:
-    return node.kind, node.id or node.label
+def _key(node: Node, parent: tuple[str, str] | None) -> tuple[str, str]:
+    """What makes a thing itself; one without an id belongs to what it is part of."""
+    return node.kind, node.id or f"of {parent[1] if parent else node.label}"
 
 
 def _add(graph: _Graph, node: Node, *, depth: int, parent: tuple[str, str] | None) -> None:
     """The same thing under two parents (one data set of two models) is one box, as deep as its deepest place."""
-    key = _key(node)
+    key = _key(node, parent)
     # What serves comes out of the version; everything else went into what is above it.
     own_depth = depth - 2 if node.kind == "served" else depth
-    box = graph.boxes.setdefault(key, _Box(node, own_depth))
+    anchor = f"{node.kind}-{len(graph.boxes)}"
+    box = graph.boxes.setdefault(key, _Box(node, anchor, own_depth))
     box.depth = max(box.depth, own_depth)
     if parent is not None:
         graph.edges[(parent, key) if node.kind == "served" else (key, parent)] = None
@@ -143,8 +151,8 @@ def _edge(start: _Box, end: _Box, direction: Direction, measures: _Measures) -> 
 def _box(box: _Box, measures: _Measures, status: str | None) -> str:
     node = box.node
     texts = "".join(
-        f'<text x="10" y="{y}" class="{name}">{escape(_cut(line, measures))}</text>'
-        for y, (name, line) in zip((20, 38, 56), _lines(node), strict=False)
+        f'<text x="10" y="{y}" class="{name}">{escape(_cut(line, measures.width - room))}</text>'
+        for y, (name, line, room) in zip((20, 38, 56), _lines(node, marked=status is not None), strict=False)
     )
     dot = (
         ""
@@ -154,7 +162,7 @@ def _box(box: _Box, measures: _Measures, status: str | None) -> str:
     )
     title = escape(" · ".join(filter(None, [node.label, node.id, f"link {status}" if status else None])))
     return (
-        f'<a href="#{escape(anchor(node))}"><g class="box {WORLD.get(node.kind, "source")}" '
+        f'<a href="#{box.anchor}"><g class="box {WORLD.get(node.kind, "source")}" '
         f'transform="translate({box.x:g} {box.y:g})"><title>{title}</title>'
         f'<rect width="{measures.width:g}" height="{measures.height:g}" rx="8"/>{texts}{dot}</g></a>'
     )
@@ -163,16 +171,12 @@ def _box(box: _Box, measures: _Measures, status: str | None) -> str:
 _MARKS = {"holds": "✓", "broken": "✕", "unknown": "?"}
 
 
-def anchor(node: Node) -> str:
-    """The id of a node's section on the page."""
-    return f"{node.kind}-{(node.id or node.label)}".replace(" ", "-").replace("/", "-")
-
-
-def _lines(node: Node) -> Iterator[tuple[str, str]]:
-    yield "name", node.label
-    yield "id", _short_id(node)
+def _lines(node: Node, *, marked: bool) -> Iterator[tuple[str, str, int]]:
+    """(style, text, width that it leaves free) of each line."""
+    yield "name", node.label, 34 if marked else 16
+    yield "id", _short_id(node), 16
     if fact := _telling_fact(node):
-        yield "fact", fact
+        yield "fact", fact, 16
 
 
 def _short_id(node: Node) -> str:
@@ -192,16 +196,16 @@ def _telling_fact(node: Node) -> str:
         if value is not None:
             return f"{key} {value:.4g}" if isinstance(value, float) else str(value)
     if node.kind == "code":
-        return {True: "uncommitted changes", False: "clean"}.get(facts.get("dirty"), "")  # type: ignore[arg-type]
+        return {"True": "uncommitted changes", "False": "clean"}.get(str(facts.get("dirty")), "")
     return ""
 
 
-def _cut(text: str, measures: _Measures) -> str:
-    limit = int((measures.width - 16) / 6.8)
+def _cut(text: str, room: float) -> str:
+    limit = int(room / 6.6)
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def nodes(root: Node) -> Sequence[Node]:
-    """Every thing in the picture once, what serves first and the sources last."""
+def sections(root: Node) -> Sequence[tuple[str, Node]]:
+    """(anchor, thing) of everything in the picture once, what serves first and the sources last."""
     graph = _graph(root)
-    return [box.node for box in sorted(graph.boxes.values(), key=lambda box: box.depth)]
+    return [(box.anchor, box.node) for box in sorted(graph.boxes.values(), key=lambda box: box.depth)]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 STYLE = """
 :root { color-scheme: light dark; --paper: #fbfbf9; --ink: #1c2126; --soft: #5c6670; --line: #d5d9dd; --card: #fff;
-  --source: #6b7280; --torch: #c2410c; --onnx: #6d28d9; --tensorflow: #b45309; --registry: #0369a1;
+  --source: #6b7280; --torch: #c2410c; --onnx: #6d28d9; --tensorflow: #0f766e; --registry: #0369a1;
   --holds: #15803d; --broken: #b91c1c; --unknown: #a16207; }
 @media (prefers-color-scheme: dark) { :root { --paper: #14181c; --ink: #e8ebee; --soft: #a0a9b2; --line: #363d44;
-  --card: #1d2328; --source: #9ca3af; --torch: #fb923c; --onnx: #a78bfa; --tensorflow: #fbbf24; --registry: #38bdf8;
+  --card: #1d2328; --source: #9ca3af; --torch: #fb923c; --onnx: #a78bfa; --tensorflow: #2dd4bf; --registry: #38bdf8;
   --holds: #4ade80; --broken: #f87171; --unknown: #facc15; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink);
@@ -23,7 +23,7 @@ code { font: .85em/1.4 ui-monospace, "DejaVu Sans Mono", monospace; overflow-wra
 header .verdict { display: inline-block; margin-top: .7rem; padding: .3rem .8rem; border-radius: .4rem;
   border: 1.5px solid currentColor; font-weight: 600; }
 .holds { color: var(--holds); } .broken { color: var(--broken); } .unknown { color: var(--unknown); }
-figure { margin: 1.6rem 0 0; } figcaption { margin-top: .8rem; }
+figure { margin: 1.6rem 0 0; overflow-x: auto; } figcaption { margin-top: .8rem; }
 .graph { width: 100%; height: auto; display: block; } .graph.down { display: none; margin: 0 auto; }
 .edge { fill: none; stroke: var(--soft); stroke-width: 1.5; opacity: .7; }
 .box rect { fill: var(--card); stroke: var(--tint); stroke-width: 2; }
