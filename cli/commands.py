@@ -31,7 +31,7 @@ def train(arguments: argparse.Namespace) -> int:
     from isthmus.cli.console import routed
     from isthmus.training.train import train as run
 
-    recipe = recipe_of(arguments)
+    recipe = recipe_of(arguments) if arguments.timm_args is None else _recipe_of_timm(arguments)
     # torchrun says which process of a distributed run this is; the first one speaks for all.
     follows = os.environ.get("RANK", "0") != "0"
     with routed("train", arguments.home, result_on_stdout=arguments.json, quiet=follows) as log:
@@ -145,6 +145,29 @@ def recipe_of(arguments: argparse.Namespace, *, overrides: dict[str, Any] | None
 
     given = overrides_of(arguments)
     return load(arguments.config or DEFAULT_RECIPE, overrides={**given, **(overrides or {})})
+
+
+def _recipe_of_timm(arguments: argparse.Namespace) -> Recipe:
+    """timm's args.yaml as a recipe, which is also written into the store: later commands take it by --config."""
+    import yaml
+
+    from isthmus.cli.recipe import from_values
+    from isthmus.training.timm_args import translate
+
+    if arguments.config is not None:
+        raise UsageError("--config and --timm-args exclude each other: both are the recipe")
+    translation = translate(arguments.timm_args)
+    recipe = from_values(
+        translation.values, overrides=overrides_of(arguments), where=str(arguments.timm_args)
+    )
+    path = arguments.home / "recipes" / f"{recipe.name}.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(recipe.to_dict(), sort_keys=False), encoding="utf-8")
+    if os.environ.get("RANK", "0") == "0" and not arguments.json:
+        if translation.without_effect:
+            print(f"{arguments.timm_args}: changes no weight: {', '.join(translation.without_effect)}")
+        print(f"{arguments.timm_args} as a recipe, for --config of the other commands: {path}")
+    return recipe
 
 
 def overrides_of(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -39,6 +39,12 @@ def _add_train(subparsers: Any) -> None:
     command.add_argument("--epochs", type=int, metavar="N", help="number of epochs (train.epochs)")
     command.add_argument("--batch-size", type=int, metavar="N", help="images a step (train.batch_size)")
     command.add_argument("--seed", type=int, metavar="N", help="seed of everything random (train.seed)")
+    command.add_argument(
+        "--timm-args",
+        type=Path,
+        metavar="ARGS_YAML",
+        help="instead of a recipe: the args.yaml that timm's train script wrote",
+    )
     command.add_argument("--force", action="store_true", help="train again although nothing changed")
     command.set_defaults(run=commands.train)
 
@@ -225,8 +231,12 @@ def _add_lineage(subparsers: Any) -> None:
         metavar="FILE",
         help="with --verify: public key or certificates (PEM) that must have signed the model",
     )
-    command.add_argument("--html", type=Path, metavar="FILE", help="write a page with the chain as a graph, too")
-    command.add_argument("--bom", type=Path, metavar="FILE", help="write the CycloneDX ML-BOM of the model, too")
+    command.add_argument(
+        "--html", type=Path, metavar="FILE", help="write a page with the chain as a graph, too"
+    )
+    command.add_argument(
+        "--bom", type=Path, metavar="FILE", help="write the CycloneDX ML-BOM of the model, too"
+    )
     _add_store_arguments(command)
     _add_json(command)
     command.set_defaults(run=commands.lineage)

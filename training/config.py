@@ -63,6 +63,15 @@ class ModelConfig:
     with torch's weights_only. Its head is replaced where the number of classes differs; whatever else does not
     fit is refused with its keys."""
 
+    num_classes: int | None = None
+    """A check: the number of classes that the data must have; none takes what it has."""
+
+    head_init_scale: float | None = None
+    """Multiplies the new classifier's weights before training."""
+
+    head_init_bias: float | None = None
+    """Every bias of the new classifier before training."""
+
     grad_checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them: less memory, more time."""
 

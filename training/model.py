@@ -25,6 +25,10 @@ def create_model(config: ModelConfig, *, num_classes: int) -> torch.nn.Module:
     import timm
 
     check_name(config.name)
+    if config.num_classes not in (None, num_classes):
+        raise TrainingError(
+            f"model.num_classes is {config.num_classes}, but the data has {num_classes} classes"
+        )
     if config.input_size is not None and config.input_size[0] != 3:
         raise TrainingError(
             f"model.input_size {list(config.input_size)}: channels are 3, images are opened as RGB"
@@ -46,6 +50,7 @@ def create_model(config: ModelConfig, *, num_classes: int) -> torch.nn.Module:
         ) from problem
     if config.weights is not None:
         weights.load(model, config.weights, called=config.name)
+    _init_head(model, config)
     if config.grad_checkpointing:
         if not hasattr(model, "set_grad_checkpointing"):
             raise TrainingError(
@@ -54,6 +59,21 @@ def create_model(config: ModelConfig, *, num_classes: int) -> torch.nn.Module:
         model.set_grad_checkpointing(enable=True)
     _try_one_batch(model, config, num_classes=num_classes)
     return model
+
+
+def _init_head(model: torch.nn.Module, config: ModelConfig) -> None:
+    """timm's head_init_scale and head_init_bias, on every linear layer of the classifier."""
+    import torch
+
+    if config.head_init_scale is None and config.head_init_bias is None:
+        return
+    layers = [model.get_submodule(name) for name in head_modules(model)]
+    with torch.no_grad():
+        for layer in layers:
+            if config.head_init_scale is not None:
+                layer.weight.mul_(config.head_init_scale)
+            if config.head_init_bias is not None and layer.bias is not None:
+                layer.bias.fill_(config.head_init_bias)
 
 
 def freeze(model: torch.nn.Module, modules: tuple[str, ...]) -> None:
