@@ -38,19 +38,20 @@ def find_saved_model(version: Version, scratch: Path) -> Path:
 
 def _places(version: Version, scratch: Path) -> Iterator[tuple[str, Path]]:
     """(what it is called, the folder) of every copy that the registry knows of."""
-    pushed = version.tag("pushed_path")
-    if pushed is not None and remote.is_remote(pushed):
-        target = scratch / "pushed"
+    bundle = version.bundle_place
+    for number, place in enumerate([version.pushed_place, f"{bundle}/saved_model" if bundle else None]):
+        if place is None:
+            continue
+        if not remote.is_remote(place):
+            yield place, Path(place)
+            continue
+        target = scratch / f"fetched-{number}"
         try:
-            remote.fetch_tree(pushed, target)
+            remote.fetch_tree(place, target)
         except PipelineError as error:
-            yield f"{pushed} ({error})", target
+            yield f"{place} ({error})", target
         else:
-            yield pushed, target
-    elif pushed is not None:
-        yield pushed, Path(pushed)
-    if version.bundle is not None:
-        yield str(version.bundle / "saved_model"), version.bundle / "saved_model"
+            yield place, target
     if version.model_id is not None:
         import mlflow
         from mlflow.exceptions import MlflowException

@@ -11,7 +11,7 @@ from isthmus.lineage import signing
 from isthmus.lineage.config import RegistryConfig, SigningConfig
 from isthmus.lineage.errors import LineageError
 from isthmus.lineage.files import MANIFEST_COPIES, OUTSIDE_DIGEST, broken_files, read_json, sha256_file
-from isthmus.lineage.models import read_manifest
+from isthmus.lineage.models import manifest_at
 from isthmus.lineage.parity_limits import loose_limits, stage_holds
 from isthmus.lineage.places import local_copy
 from isthmus.lineage.versions import Version
@@ -52,18 +52,24 @@ def _check_bundle(candidate: Version) -> tuple[dict[str, Any] | None, Verdict]:
     def verdict(text: str, *, passed: bool = False) -> Verdict:
         return Verdict(gate="bundle", passed=passed, text=text)
 
-    bundle = candidate.bundle
-    if bundle is None or not (bundle / "manifest.json").is_file():
-        return None, verdict(f"the bundle {bundle or '(none recorded)'} is not there to be checked")
-    if sha256_file(bundle / "manifest.json") != candidate.tag("manifest_sha256"):
-        return None, verdict(f"{bundle}/manifest.json is not the one that was registered")
-    manifest = read_json(bundle / "manifest.json")
-    copies = [f"saved_model/{copy}" for copy in OUTSIDE_DIGEST]
-    broken = broken_files(bundle, manifest["files"], exclude=["manifest.json", *copies])
-    broken += _broken_copies(bundle / "saved_model", candidate)
+    place = candidate.bundle_place
+    if place is None:
+        return None, verdict("the bundle (none recorded) is not there to be checked")
+    try:
+        with local_copy(place) as bundle:
+            if not (bundle / "manifest.json").is_file():
+                return None, verdict(f"the bundle {place} is not there to be checked")
+            if sha256_file(bundle / "manifest.json") != candidate.tag("manifest_sha256"):
+                return None, verdict(f"{place}/manifest.json is not the one that was registered")
+            manifest = read_json(bundle / "manifest.json")
+            copies = [f"saved_model/{copy}" for copy in OUTSIDE_DIGEST]
+            broken = broken_files(bundle, manifest["files"], exclude=["manifest.json", *copies])
+            broken += _broken_copies(bundle / "saved_model", candidate)
+    except LineageError as error:
+        return None, verdict(str(error))
     if broken:
-        return manifest, verdict(f"{bundle}: {'; '.join(broken)}")
-    return manifest, verdict(f"every file of {bundle} has its recorded hash", passed=True)
+        return manifest, verdict(f"{place}: {'; '.join(broken)}")
+    return manifest, verdict(f"every file of {place} has its recorded hash", passed=True)
 
 
 def _broken_copies(saved_model: Path, candidate: Version) -> list[str]:
@@ -201,8 +207,8 @@ def signing_key(version: Version) -> Path | None:
 
 
 def _recipe_section(version: Version, name: str) -> dict[str, Any]:
-    for folder in (version.bundle, version.pushed_path):
-        manifest = read_manifest(folder) if folder else None
+    for place in (version.bundle_place, version.pushed_place):
+        manifest = manifest_at(place) if place else None
         if manifest is not None:
             return dict((manifest.get("recipe") or {}).get(name) or {})
     return {}

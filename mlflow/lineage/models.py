@@ -14,15 +14,34 @@ from pathlib import Path
 from typing import Any, Literal
 
 from isthmus.lineage import tracking
+from isthmus.lineage.errors import LineageError
 from isthmus.lineage.files import MANIFEST_COPIES, OUTSIDE_DIGEST, read_json, sha256_file, tree_digest
+from isthmus.lineage.places import is_remote, local_copy
 from isthmus.lineage.source import library_versions
 
 Format = Literal["onnx", "saved_model"]
 
+_MANIFESTS = ("manifest.json", *reversed(MANIFEST_COPIES))
+
+
+def manifest_at(place: str) -> dict[str, Any] | None:
+    """The manifest of a bundle or a SavedModel wherever it is; None where there is none that can be read."""
+    if not is_remote(place):
+        return read_manifest(Path(place))
+    for name in _MANIFESTS:
+        try:
+            with local_copy(f"{place}/{name}") as file:
+                value = read_json(file)
+        except (LineageError, ValueError):
+            continue
+        if isinstance(value, dict) and "saved_model_digest" in value:
+            return value
+    return None
+
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """The manifest of a bundle or of a SavedModel folder; None where there is none that can be read."""
-    for name in ("manifest.json", *reversed(MANIFEST_COPIES)):
+    for name in _MANIFESTS:
         if (folder / name).is_file():
             try:
                 value = read_json(folder / name)

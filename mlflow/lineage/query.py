@@ -12,7 +12,7 @@ from isthmus.lineage import history, registry, tracking
 from isthmus.lineage.chain import Chain, Node, Record, brief, build
 from isthmus.lineage.errors import LineageError
 from isthmus.lineage.files import OUTSIDE_DIGEST, read_json, sha256_file, tree_digest
-from isthmus.lineage.models import read_manifest
+from isthmus.lineage.models import manifest_at, read_manifest
 from isthmus.lineage.versions import Version, store_client
 
 _REGISTRY_URI = re.compile(r"(?:models:/)?(?P<name>[^/@:]+)(?:/(?P<number>\d+)|@(?P<alias>[\w\-.]+))")
@@ -90,9 +90,9 @@ def _registered(name: str, number: str | None, alias: str | None, at: datetime |
 def record_of(version: Version) -> Record:
     """All that can be found about a registered version: manifest (bundle, or the pushed copy), checkpoint."""
     bundle = version.bundle
-    manifest = read_manifest(bundle) if bundle else None
-    if manifest is None and version.pushed_path is not None:
-        manifest = read_manifest(version.pushed_path)
+    manifest = manifest_at(version.bundle_place) if version.bundle_place else None
+    if manifest is None and version.pushed_place is not None:
+        manifest = manifest_at(version.pushed_place)
     checkpoint = _existing(version.tag("checkpoint"))
     return Record(
         version=version,

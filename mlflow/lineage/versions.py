@@ -57,8 +57,14 @@ class Version:
 
     @property
     def bundle(self) -> Path | None:
-        """The folder of the bundle it came from."""
-        return _path(self.tag("bundle"))
+        """The folder of the bundle it came from; None where that is no folder of a file system."""
+        place = self.bundle_place
+        return None if place is None or is_remote(place) else Path(place)
+
+    @property
+    def bundle_place(self) -> str | None:
+        """The bundle it came from: a folder, or a place in an object store."""
+        return self.tag("bundle")
 
     @property
     def pushed_place(self) -> str | None:
@@ -104,10 +110,6 @@ class Version:
             "metrics": self.metrics,
             "tags": dict(sorted(self.tags.items())),
         }
-
-
-def _path(text: str | None) -> Path | None:
-    return Path(text) if text else None
 
 
 def store_client() -> MlflowClient:
