@@ -132,7 +132,7 @@ class Trainer:
         with nullcontext() if last else self.task.no_sync():
             with torch.autocast(self.device.type, dtype=dtype, enabled=self.precision in PRECISIONS):
                 loss: torch.Tensor = self.task(images, targets)["loss"]
-            if self.skip_nan and self.world.most(int(not math.isfinite(float(loss)))):
+            if self.skip_nan and self.world.most(int(not math.isfinite(float(loss.detach())))):
                 # Nothing of this group reaches the weights, on any process.
                 self.optimizer.zero_grad()
                 return torch.full_like(loss.detach(), math.nan)
