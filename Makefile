@@ -154,6 +154,11 @@ format: build/.linked ## let ruff rewrite what lint would refuse
 
 bench: build/.linked ## measure, and write docs/benchmarks.md
 	@$(PY) benchmarks/path.py
+	@$(PY) benchmarks/serving.py
+
+.PHONY: soak
+soak: build/.linked ## a long day of the server: 200 reloads under load, 10,000 malformed messages
+	@$(PY) benchmarks/soak.py
 
 .PHONY: clean
 clean: ## remove everything made here except the environment (.venv) and the store ($(STORE))

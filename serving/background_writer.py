@@ -63,6 +63,9 @@ class BackgroundWriter(Generic[T]):
                 self._fail(error)
             else:
                 self.num_written += 1
+                if self._is_failing:
+                    # A full disk may have swallowed the first warning, too.
+                    logger.warning("%s: written again; %d entries were lost", self._what, self.num_lost)
                 self._is_failing = False
         try:
             self._close()

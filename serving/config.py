@@ -104,6 +104,9 @@ class ServingConfig:
     enable_grpc_healthcheck_service: bool = False
     """Serve grpc.health.v1.Health."""
 
+    enable_profiler: bool = True
+    """Serve tensorflow.ProfilerService on the gRPC port, to those who may send ReloadConfig requests."""
+
     tensorflow_session_parallelism: int = 0
     """Threads of one TensorFlow session, for both intra- and inter-op parallelism. 0: TensorFlow's choice."""
 

@@ -20,7 +20,6 @@ __all__ = ["UNSUPPORTED", "help_text", "parse"]
 
 # Flags of tensorflow_model_server that mean nothing here: refused by name, never ignored.
 UNSUPPORTED = (
-    "enable_profiler",
     "experimental_cc_shared_library",
     "flush_filesystem_caches",
     "tensorflow_session_config_file",
@@ -63,7 +62,8 @@ def help_text() -> str:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise ServingError(f"{message}; `isthmus serve --help` lists the flags")
+        text = message.replace("unrecognized arguments: ", "unknown argument: ")
+        raise ServingError(f"{text}; `isthmus serve --help` lists the flags")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -89,8 +89,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _versions() -> str:
+    """In tensorflow_model_server's own form; the first number is the release whose API this is."""
     return (
-        f"isthmus embedded model server: {metadata.version('isthmus')}\n"
+        f"TensorFlow ModelServer: {metadata.version('tensorflow-serving-api')} "
+        f"(isthmus {metadata.version('isthmus')}, embedded)\n"
         f"TensorFlow Library: {metadata.version('tensorflow')}"
     )
 

@@ -3,14 +3,15 @@
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
 from google.protobuf import descriptor_pool
+from google.protobuf.message import DecodeError
 
-from isthmus.serving import grpc_extras
+from isthmus.serving import grpc_extras, profiler
 from isthmus.serving.access_log import AccessLog
 from isthmus.serving.config import ServingConfig
 from isthmus.serving.errors import RequestError, ServingError
@@ -22,6 +23,8 @@ from isthmus.serving.wire_messages import serialized_file
 __all__ = ["GrpcEdge"]
 
 logger = logging.getLogger(__name__)
+
+Handler = Callable[[Any, grpc.ServicerContext], Any]
 
 _MAX_MESSAGE_BYTES = 2**31 - 1
 # grpc_status_util.cc: longer texts would not fit into HTTP/2 trailers.
@@ -82,35 +85,56 @@ class GrpcEdge:
 
     def start(self, service: Any) -> None:
         """Serve a `service.Service`."""
-        from tensorflow_serving.apis import model_service_pb2_grpc, prediction_service_pb2_grpc
+        from tensorflow_serving.apis import (
+            classification_pb2,
+            get_model_metadata_pb2,
+            get_model_status_pb2,
+            inference_pb2,
+            model_management_pb2,
+            predict_pb2,
+            regression_pb2,
+        )
 
         services = _described_services()
-        prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
-            _servicer(
-                prediction_service_pb2_grpc.PredictionServiceServicer,
-                Predict=self._counted("Predict", service.predict),
-                Classify=self._counted("Classify", service.classify),
-                Regress=self._counted("Regress", service.regress),
-                MultiInference=self._counted("MultiInference", service.multi_inference),
-                GetModelMetadata=_wire(service.metadata),
-            ),
-            self._server,
-        )
-        model_service_pb2_grpc.add_ModelServiceServicer_to_server(
-            _servicer(
-                model_service_pb2_grpc.ModelServiceServicer,
-                GetModelStatus=_wire(service.status),
-                HandleReloadConfigRequest=self._reload(service.reload_config),
-            ),
-            self._server,
-        )
+        reload = self._privileged(service.reload_config, "ReloadConfig", with_timeout=True)
+        methods = {
+            "PredictionService": {
+                "Predict": (predict_pb2.PredictRequest, self._counted("Predict", service.predict)),
+                "Classify": (
+                    classification_pb2.ClassificationRequest,
+                    self._counted("Classify", service.classify),
+                ),
+                "Regress": (regression_pb2.RegressionRequest, self._counted("Regress", service.regress)),
+                "MultiInference": (
+                    inference_pb2.MultiInferenceRequest,
+                    self._counted("MultiInference", service.multi_inference),
+                ),
+                "GetModelMetadata": (
+                    get_model_metadata_pb2.GetModelMetadataRequest,
+                    _wire(service.metadata),
+                ),
+            },
+            "ModelService": {
+                "GetModelStatus": (get_model_status_pb2.GetModelStatusRequest, _wire(service.status)),
+                "HandleReloadConfigRequest": (model_management_pb2.ReloadConfigRequest, reload),
+            },
+        }
+        for name, calls in methods.items():
+            _add_service(self._server, f"tensorflow.serving.{name}", calls)
         if self._config.enable_grpc_healthcheck_service:
             self._health = grpc_extras.Health(services)
             self._health.add_to(self._server)
         grpc_extras.add_reflection(self._server, services)
+        if self._config.enable_profiler:
+            calls = profiler.methods()
+            privileged = {
+                name: (request_class, self._privileged(call, "Profile"))
+                for name, (request_class, call) in calls.items()
+            }
+            _add_service(self._server, profiler.SERVICE, privileged)
         self._server.start()
 
-    def _counted(self, api: str, call: Callable[[Any], Any]) -> Callable[[Any, grpc.ServicerContext], Any]:
+    def _counted(self, api: str, call: Callable[[Any], Any]) -> Handler:
         """The call on the wire, with its outcome in the metrics and in the access log."""
 
         def handle(request: Any, context: grpc.ServicerContext) -> Any:
@@ -151,13 +175,15 @@ class GrpcEdge:
                 duration_ms=seconds * 1e3,
             )
 
-    def _reload(self, call: Callable[..., Any]) -> Callable[[Any, grpc.ServicerContext], Any]:
-        def handle(request: Any, context: grpc.ServicerContext) -> Any:
-            def reload(asked: Any) -> Any:
-                check_reload_peer(self._config.reload_config_from, context.peer())
-                return call(asked, timeout_s=context.time_remaining())
+    def _privileged(self, call: Callable[..., Any], what: str, *, with_timeout: bool = False) -> Handler:
+        """The call for those who may send ReloadConfig requests."""
 
-            return _wire(reload)(request, context)
+        def handle(request: Any, context: grpc.ServicerContext) -> Any:
+            def checked(asked: Any) -> Any:
+                check_reload_peer(self._config.reload_config_from, context.peer(), what)
+                return call(asked, timeout_s=context.time_remaining()) if with_timeout else call(asked)
+
+            return _wire(checked)(request, context)
 
         return handle
 
@@ -201,12 +227,28 @@ def _channel_arguments(text: str) -> list[tuple[str, int | str]]:
     return arguments
 
 
-def _servicer(base: type, **methods: Callable[[Any, grpc.ServicerContext], Any]) -> Any:
-    """An instance of a generated servicer class with these methods."""
-    return type(base.__name__, (base,), {name: staticmethod(method) for name, method in methods.items()})()
+def _add_service(server: Any, name: str, methods: Mapping[str, tuple[Any, Handler]]) -> None:
+    """Register a service: the request's class and the call of each method.
+
+    Messages are parsed here and not by grpcio, which writes a traceback into the log for each that is none.
+    """
+
+    def handler(request_class: Any, call: Handler) -> Any:
+        def handle(data: bytes, context: grpc.ServicerContext) -> bytes:
+            try:
+                request = request_class.FromString(data)
+            except DecodeError:
+                context.abort(grpc.StatusCode.INTERNAL, "Exception deserializing request!")
+            serialized: bytes = call(request, context).SerializeToString()
+            return serialized
+
+        return grpc.unary_unary_rpc_method_handler(handle)
+
+    handlers = {method: handler(*both) for method, both in methods.items()}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, handlers),))
 
 
-def _wire(call: Callable[[Any], Any]) -> Callable[[Any, grpc.ServicerContext], Any]:
+def _wire(call: Callable[[Any], Any]) -> Handler:
     def handle(request: Any, context: grpc.ServicerContext) -> Any:
         try:
             return call(request)

@@ -28,7 +28,11 @@ def read_text_proto(path: Path, message: Any) -> Any:
     except OSError as error:
         raise ServingError(f"cannot read {path}: {error.strerror}") from error
     except (text_format.ParseError, UnicodeDecodeError) as error:
-        raise ServingError(f"Invalid protobuf file: '{path}': {error}") from error
+        # Both texts are the original's: protobuf's own on its stderr, and its parser's.
+        name = message.DESCRIPTOR.full_name
+        raise ServingError(
+            f"Invalid protobuf file: '{path}': Error parsing text-format {name}: {error}"
+        ) from error
 
 
 def read_file(path: Path) -> list[ModelSettings]:

@@ -123,7 +123,7 @@ class PredictionLog:
                 self._open()
             self._file.write(record)
         except tf.errors.OpError as error:
-            self._file = None
+            self._abandon()
             raise OSError(error.message) from error
         self._size += len(record)
 
@@ -137,7 +137,19 @@ class PredictionLog:
         self._size, self._opened = 0, time.monotonic()
 
     def _close(self) -> None:
-        file, self._file = self._file, None
-        if file is not None:
-            file.close()
-            self._part.rename(self._part.with_suffix(""))
+        import tensorflow as tf
+
+        if self._file is None:
+            return
+        try:
+            self._file.close()
+        except tf.errors.OpError as error:
+            self._abandon()
+            raise OSError(error.message) from error
+        self._file = None
+        self._part.rename(self._part.with_suffix(""))
+
+    def _abandon(self) -> None:
+        """Leave nothing of a file that could not be written: a full disk would fill up with empty ones."""
+        self._file = None
+        self._part.unlink(missing_ok=True)

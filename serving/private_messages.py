@@ -48,6 +48,26 @@ _PACKAGES: dict[str, dict[str, tuple[str, ...]]] = {
             "bool client_verify = 4",
         ),
     },
+    # tsl/profiler/protobuf/profiler_service.proto; an XSpace is bytes here, nobody looks into it.
+    "tensorflow": {
+        "ProfileOptions": (
+            "int32 host_tracer_level = 2",
+            "int32 device_tracer_level = 3",
+            "int32 python_tracer_level = 4",
+            "int64 duration_ms = 9",
+        ),
+        "ProfileRequest": (
+            "int64 duration_ms = 1",
+            ".tensorflow.ProfileOptions opts = 4",
+            "string repository_root = 5",
+            "string session_id = 6",
+            "string host_name = 7",
+            "bool emit_xspace = 9",
+        ),
+        "ProfileResponse": ("bool empty_trace = 7", "bytes xspace = 8"),
+        "TerminateRequest": ("string session_id = 1",),
+        "TerminateResponse": (),
+    },
     # https://github.com/grpc/grpc/blob/master/src/proto/grpc/health/v1/health.proto; the status enum is an
     # int here.
     "grpc.health.v1": {

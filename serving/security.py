@@ -167,23 +167,24 @@ def _refusal(text: str) -> Any:
     return grpc.unary_unary_rpc_method_handler(refuse)
 
 
-def check_reload_peer(allowed_from: str, peer: str) -> None:
-    """Whether a ReloadConfig request may be obeyed.
+def check_reload_peer(allowed_from: str, peer: str, what: str = "ReloadConfig") -> None:
+    """Whether a ReloadConfig request (or another that only an operator may send) may be obeyed.
 
     Args:
         allowed_from: "loopback", "anywhere" or "nowhere".
         peer: gRPC's name of the caller, such as ipv4:127.0.0.1:5000, ipv6:%5B::1%5D:5000 or unix:/path.
+        what: the kind of request, for the text.
 
     Raises:
         RequestError: PERMISSION_DENIED.
     """
     if allowed_from == "nowhere":
         raise RequestError(
-            Code.PERMISSION_DENIED, "this server's models are not changed by ReloadConfig requests"
+            Code.PERMISSION_DENIED, f"this server obeys no {what} requests (--reload_config_from=nowhere)"
         )
     local = ("ipv4:127.", "ipv6:[::1]:", "ipv6:%5B::1%5D:", "unix:")
     if allowed_from == "loopback" and not peer.startswith(local):
         raise RequestError(
             Code.PERMISSION_DENIED,
-            "ReloadConfig requests are obeyed from this machine only; --reload_config_from=anywhere changes that",
+            f"{what} requests are obeyed from this machine only; --reload_config_from=anywhere changes that",
         )

@@ -105,6 +105,9 @@ _FIXED_WIDTH = {"float_val": 5, "double_val": 6}
 # Above this many elements the packed field is spliced in as bytes instead of being filled element by element.
 _SPLICE_ABOVE = 64
 _MAX_ELEMENTS = 2**40
+# A message of thirty bytes may ask for a tensor of any shape, filled with its one value. What it did not send
+# itself is bounded: the original allocates until the machine has no more.
+_MAX_FILLED_BYTES = 2**28
 # numpy's limit; TensorFlow's own is 254, and no kernel goes beyond 8.
 MAX_NUM_DIMENSIONS = 64
 
@@ -223,6 +226,8 @@ def _from_field(proto: Any, dtype: np.dtype[Any], num_elements: int) -> np.ndarr
         return values
     if len(values) > num_elements:
         return values[:num_elements]
+    if num_elements * dtype.itemsize > _MAX_FILLED_BYTES:
+        raise ValueError(f"{len(values)} values for {num_elements} elements")
     if len(values) == 0:
         filler: Any = b"" if dtype.hasobject else dtype.type(0)
         return np.full(num_elements, filler, dtype)

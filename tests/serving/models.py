@@ -63,19 +63,24 @@ ECHO_DTYPES = (
 
 def write_all(root: Path) -> Path:
     """Write every model under root; returns the model_config_file."""
+    # Before TensorFlow has looked at its devices.
+    write_mirrored_keras(root / "mirrored_keras" / "00000123")
     write_half_plus_tf1(root / "half_plus_two" / "00000123", addend=2.0)
     for version in (1, 2, 3):
         write_half_plus_tf2(root / "half_plus_n" / str(version), addend=float(version))
     write_echo(root / "echo" / "7")
     write_colours(root / "colours" / "1")
+    write_half_plus_tf1(root / "half_plus_two_tf2" / "00000123", addend=2.0, with_methods=False)
+    write_saved_by_tf2(root / "saved_by_tf2" / "00000123")
+    write_checkpoint(root / "checkpoint" / "00000123")
     config = root / "models.config"
     config.write_text(CONFIG.format(root=root.absolute()))
     return config
 
 
-def write_half_plus_tf1(path: Path, *, addend: float) -> None:
+def write_half_plus_tf1(path: Path, *, addend: float, with_methods: bool = True) -> None:
     """y = 0.5 x + addend with TF1 reference variables: predict, classify and regress signatures, as TF's own
-    test model half_plus_two has them."""
+    test model half_plus_two has them; without the methods' names, as its half_plus_two_tf2."""
     graph = tf.Graph()
     with graph.as_default(), v1.Session(graph=graph) as session:
         a = v1.get_variable("a", initializer=0.5, use_resource=False)
@@ -95,7 +100,11 @@ def write_half_plus_tf1(path: Path, *, addend: float) -> None:
         session.run(v1.global_variables_initializer())
         method = v1.saved_model.signature_constants
         info = v1.saved_model.utils.build_tensor_info
-        definition = v1.saved_model.signature_def_utils.build_signature_def
+
+        def definition(inputs: Any, outputs: Any, name: str) -> Any:
+            build = v1.saved_model.signature_def_utils.build_signature_def
+            return build(inputs, outputs, name if with_methods else "")
+
         examples = {"inputs": info(serialized)}
         regress, classify = method.REGRESS_METHOD_NAME, method.CLASSIFY_METHOD_NAME
         builder = v1.saved_model.Builder(str(path))
@@ -132,6 +141,60 @@ def write_half_plus_tf2(path: Path, *, addend: float) -> None:
 
     module = HalfPlus()
     tf.saved_model.save(module, str(path), signatures=module.predict)
+
+
+def write_saved_by_tf2(path: Path) -> None:
+    """half_plus_two as TF2 saves it: every method name is predict's, every signature has an input of its own."""
+
+    class HalfPlusTwo(tf.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = tf.Variable(0.5)
+            self.b = tf.Variable(2.0)
+
+        def of_examples(self, examples: Any) -> Any:
+            parsed = tf.io.parse_example(examples, {"x": tf.io.FixedLenFeature([1], tf.float32)})
+            return self.a * parsed["x"] + self.b
+
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.float32, name="x")])
+        def predict(self, x: Any) -> Any:
+            return {"y": self.a * x + self.b}
+
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="inputs")])
+        def classify(self, inputs: Any) -> Any:
+            return {"scores": self.of_examples(inputs)}
+
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="inputs")])
+        def regress(self, inputs: Any) -> Any:
+            return {"outputs": self.of_examples(inputs)}
+
+    module = HalfPlusTwo()
+    signatures = {
+        "serving_default": module.predict,
+        "classify_x_to_y": module.classify,
+        "regress_x_to_y": module.regress,
+    }
+    tf.saved_model.save(module, str(path), signatures=signatures)
+
+
+def write_checkpoint(path: Path) -> None:
+    """A tf.train.Checkpoint with two signatures, for inputs of any rank."""
+    root = tf.train.Checkpoint()
+    root.factor = tf.Variable(6.0)
+    spec = tf.TensorSpec(None, tf.float32, name="x")
+    root.f = tf.function(lambda x: {"y": root.factor * x}, input_signature=[spec])
+    root.g = tf.function(lambda x: {"y": 2.0 + 0.0 * x}, input_signature=[spec])
+    tf.saved_model.save(root, str(path), {"serving_default": root.f, "custom_signature_key": root.g})
+
+
+def write_mirrored_keras(path: Path) -> None:
+    """A Keras Sequential model, its variables mirrored on two virtual devices, exported by Keras itself."""
+    (device,) = tf.config.list_physical_devices("CPU")
+    tf.config.set_logical_device_configuration(device, [tf.config.LogicalDeviceConfiguration()] * 2)
+    with tf.distribute.MirroredStrategy(["/cpu:0", "/cpu:1"]).scope():
+        dense = tf.keras.layers.Dense(1, kernel_initializer="ones", bias_initializer="zeros", name="y")
+        model = tf.keras.Sequential([tf.keras.layers.Input((1,), name="x"), dense])
+    model.export(str(path), verbose=False)
 
 
 def write_echo(path: Path) -> None:

@@ -46,11 +46,11 @@ def test_paths() -> None:
     ("arguments", "text"),
     [
         (["--platform_config_file=x"], "--platform_config_file of tensorflow_model_server is not supported"),
-        (["--no_such_flag=1"], "unrecognized arguments: --no_such_flag=1; .*--help.* lists the flags"),
-        (["--por=1"], "unrecognized arguments: --por=1"),
+        (["--no_such_flag=1"], "unknown argument: --no_such_flag=1; .*--help.* lists the flags"),
+        (["--por=1"], "unknown argument: --por=1"),
         (["--port=x"], "argument --port: invalid int value: 'x'"),
         (["--enable_model_warmup=maybe"], "'maybe' is neither true nor false"),
-        (["digits"], "unrecognized arguments: digits"),
+        (["digits"], "unknown argument: digits"),
     ],
 )
 def test_refused(arguments: list[str], text: str) -> None:

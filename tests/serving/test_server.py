@@ -209,7 +209,8 @@ def test_invalid_model_config_file(tmp_path: Path) -> None:
     config.write_text("model_config_list { config { nome: 'x' } }")
     run = run_server(f"--model_config_file={config}", timeout_s=20)
     assert run.returncode == 1
-    assert f"error: Invalid protobuf file: '{config}': 1:30" in run.stderr
+    parser = "Error parsing text-format tensorflow.serving.ModelServerConfig"
+    assert f"error: Invalid protobuf file: '{config}': {parser}: 1:30" in run.stderr
 
 
 # ---- end ----

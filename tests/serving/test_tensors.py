@@ -90,6 +90,7 @@ def test_last_value_fills_the_rest() -> None:
         (shaped(2), "unsupported dtype 0"),
         (shaped(-1, dtype=types_pb2.DT_FLOAT), "negative dimension"),
         (shaped(2**30, 2**30, dtype=types_pb2.DT_FLOAT), "too many elements"),
+        (shaped(2**36, dtype=types_pb2.DT_FLOAT, float_val=[1.0]), "1 values for 68719476736 elements"),
         (shaped(2, dtype=types_pb2.DT_FLOAT, tensor_content=b"1234"), "tensor_content holds 4 bytes, not 8"),
         (shaped(1, dtype=types_pb2.DT_STRING, tensor_content=b"\x09a"), "no list of strings"),
         (shaped(1, dtype=types_pb2.DT_STRING, tensor_content=b"\xff"), "truncated varint"),

@@ -20,10 +20,11 @@ from isthmus.serving.process import ServerProcess
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--target=embedded` or `--target=host:grpc_port:rest_port`."""
+    """`--target=embedded` or `--target=host:grpc_port:rest_port`; `--server=PROGRAM`."""
     parser.addoption(
         "--target", default="embedded", help="embedded, or host:grpc_port:rest_port of a real server"
     )
+    parser.addoption("--server", default="", help="program of a real server, for tests that start one")
 
 
 @dataclass(frozen=True)
