@@ -152,10 +152,9 @@ def _groups(config: TrainConfig, head: tuple[str, ...]) -> dict[str, Any]:
             for lr_scale, of_head in ((scale, False), (1.0, True)):
                 params = [each for each in group["params"] if is_within(names[id(each)], head) is of_head]
                 if params:
-                    # timm's schedulers multiply by lr_scale; where there is none, the optimizer reads lr.
-                    divided.append(
-                        group | {"params": params, "lr_scale": lr_scale, "lr": config.lr * lr_scale}
-                    )
+                    # timm's schedulers multiply by lr_scale; without one, the optimizer itself has to know.
+                    own = {"lr": config.lr * lr_scale} if config.scheduler == "none" else {}
+                    divided.append(group | {"params": params, "lr_scale": lr_scale} | own)
         return divided
 
     return {"param_group_fn": split}

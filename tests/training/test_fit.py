@@ -83,8 +83,9 @@ def rates(fit: Fit) -> dict[str, float]:
     }
 
 
-def test_backbone_and_head_have_learning_rates_of_their_own(data: PreparedData) -> None:
-    changes: dict[str, Any] = PLAIN | {"backbone_lr_scale": 0.1, "scheduler": "constant"}
+@pytest.mark.parametrize("scheduler", ["constant", "none"])
+def test_backbone_and_head_have_learning_rates_of_their_own(scheduler: str, data: PreparedData) -> None:
+    changes: dict[str, Any] = PLAIN | {"backbone_lr_scale": 0.1, "scheduler": scheduler}
     found = rates(Fit(model=ModelConfig(**VIT), train=TrainConfig(**changes), data=data))
     assert found["head.weight"] == found["head.bias"] == pytest.approx(0.01)
     others = [value for name, value in found.items() if not name.startswith("head.")]
