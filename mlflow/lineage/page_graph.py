@@ -157,8 +157,8 @@ def _box(box: _Box, measures: _Measures, status: str | None) -> str:
     dot = (
         ""
         if status is None
-        else f'<circle class="dot {status}" cx="{measures.width - 12:g}" cy="15" r="6"/>'
-        f'<text class="mark" x="{measures.width - 12:g}" y="18.5">{_MARKS[status]}</text>'
+        else f'<circle class="dot {status}" cx="{measures.width - 12:g}" cy="34" r="6"/>'
+        f'<text class="mark" x="{measures.width - 12:g}" y="37.5">{_MARKS[status]}</text>'
     )
     title = escape(" · ".join(filter(None, [node.label, node.id, f"link {status}" if status else None])))
     return (
@@ -173,8 +173,8 @@ _MARKS = {"holds": "✓", "broken": "✕", "unknown": "?"}
 
 def _lines(node: Node, *, marked: bool) -> Iterator[tuple[str, str, int]]:
     """(style, text, width that it leaves free) of each line."""
-    yield "name", node.label, 34 if marked else 16
-    yield "id", _short_id(node), 16
+    yield "name", node.label, 16
+    yield "id", _short_id(node), 30 if marked else 16
     if fact := _telling_fact(node):
         yield "fact", fact, 16
 

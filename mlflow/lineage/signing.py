@@ -139,7 +139,8 @@ def _signer(config: SigningConfig) -> Any:
         return signer.use_certificate_signer(
             private_key=config.key,
             signing_certificate=config.certificate,
-            certificate_chain=config.certificate_chain,
+            # The library cannot read an empty chain; the certificate itself adds nothing to it.
+            certificate_chain=config.certificate_chain or (config.certificate,),
         )
     except (OSError, ValueError, TypeError) as error:
         raise SigningError(
