@@ -75,7 +75,8 @@ class Executor(tfx_pusher.Executor):
         (pushed,) = output_dict["pushed_model"]
         (model,) = input_dict["model"]
         reasons = refusals({key: artifacts[0] for key, artifacts in input_dict.items() if key != "model"})
-        reasons += unsigned(saved_model_of(model), exec_properties["verification_key"])
+        key = exec_properties.get("verification_key") or ""
+        reasons += unsigned(saved_model_of(model), key)
         if reasons:
             self._MarkNotPushed(pushed)
             pushed.set_string_custom_property(NOT_PUSHED_BECAUSE, json.dumps(reasons, ensure_ascii=False))
@@ -83,7 +84,7 @@ class Executor(tfx_pusher.Executor):
         saved_model, base = saved_model_of(model), exec_properties["base_directory"]
         version = pushed_version(base, model.get_string_custom_property("saved_model_digest"))
         there = None if version is None else Path(base, str(version))
-        if there is not None and there.is_dir() and unsigned(there, exec_properties["verification_key"]):
+        if there is not None and there.is_dir() and unsigned(there, key):
             # The same content lies there with no signature, or with another's: this copy goes beside it.
             version = None
         pushed.set_int_custom_property(FRESH, int(version is None))
