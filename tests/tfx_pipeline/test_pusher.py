@@ -8,11 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from tensorflow_metadata.proto.v0 import anomalies_pb2
 from tfx.types import standard_artifacts
 
+from isthmus.lineage import signing
+from isthmus.lineage.config import SigningConfig
 from isthmus.tfx_pipeline import evaluator, pusher
 from isthmus.tfx_pipeline.artifacts import ParityReport, Verdict
+from isthmus.tfx_pipeline.model_artifact import saved_model_of
 
 Gates = dict[str, Any]
 
@@ -55,13 +60,16 @@ def run_pusher(
 ) -> Callable[..., Any]:
     """Run the component; returns the PushedModel artifact."""
 
-    def run(model: Any, gates: Gates) -> Any:
+    def run(model: Any, gates: Gates, verification_key: Path | str = "") -> Any:
         pushed = artifact_at(standard_artifacts.PushedModel, tmp_path / "pushed")
         execute(
             pusher.Executor,
             inputs={"model": model, **gates},
             outputs={"pushed_model": pushed},
-            properties={"base_directory": str(tmp_path / "serving")},
+            properties={
+                "base_directory": str(tmp_path / "serving"),
+                "verification_key": str(verification_key),
+            },
         )
         return pushed
 
@@ -137,6 +145,49 @@ def test_one_refusal_is_enough(
     assert pushed.get_int_custom_property("pushed") == 0
     assert json.loads(pushed.get_string_custom_property(pusher.NOT_PUSHED_BECAUSE)) == [reason]
     assert not (tmp_path / "serving").exists()
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> SigningConfig:
+    """A key pair."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    private, public = tmp_path / "signing.pem", tmp_path / "signing.pub"
+    pem = serialization.Encoding.PEM
+    private.write_bytes(
+        key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    public.write_bytes(key.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo))
+    return SigningConfig(key=private, verification_key=public)
+
+
+def test_nothing_is_pushed_that_the_key_did_not_sign(
+    make_model: Callable[..., Any],
+    gates: Gates,
+    run_pusher: Callable[..., Any],
+    tmp_path: Path,
+    keys: SigningConfig,
+) -> None:
+    model = make_model()
+    refused = run_pusher(model, gates, keys.verification_key)
+    assert refused.get_int_custom_property("pushed") == 0
+    (reason,) = json.loads(refused.get_string_custom_property(pusher.NOT_PUSHED_BECAUSE))
+    assert reason.startswith("Signature: ")
+    assert "is not signed" in reason
+    assert not (tmp_path / "serving").exists()
+    # Pushed before anybody asked for signatures: the signed copy of the same content goes beside it.
+    before = run_pusher(model, gates)
+    signing.sign(saved_model_of(model), keys)
+    after = run_pusher(model, gates, keys.verification_key)
+    versions = [pushed.get_string_custom_property("pushed_version") for pushed in (before, after)]
+    assert int(versions[1]) > int(versions[0])
+    served = tmp_path / "serving" / versions[1]
+    assert signing.refusal(served, keys.verification_key) is None
+    again = run_pusher(model, gates, keys.verification_key)
+    assert again.get_int_custom_property(pusher.FRESH) == 0
+    (saved_model_of(model) / "assets" / "labels.txt").write_text("others")
+    tampered = run_pusher(model, gates, keys.verification_key)
+    (reason,) = json.loads(tampered.get_string_custom_property(pusher.NOT_PUSHED_BECAUSE))
+    assert reason.endswith("was changed after it was signed: assets/labels.txt was changed")
 
 
 def vanished_class() -> anomalies_pb2.Anomalies:
