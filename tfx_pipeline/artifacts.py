@@ -21,6 +21,12 @@ class ParityReport(Artifact):
     TYPE_NAME = "isthmus.ParityReport"
 
 
+class DataReportPage(Artifact):
+    """What the data of a run looks like: index.html."""
+
+    TYPE_NAME = "isthmus.DataReportPage"
+
+
 class Registration(Artifact):
     """What the registry was told: registration.json, properties `registered_version` and `mlflow_run_id`."""
 

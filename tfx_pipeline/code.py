@@ -16,7 +16,23 @@ _MEASURES = (
 
 #: {component: modules and packages}.
 CODE = {
-    "ImageExampleGen": (f"{_PIPELINE}.image_example_gen", f"{_PIPELINE}.image_folder"),
+    "ImageExampleGen": (
+        f"{_PIPELINE}.image_example_gen",
+        f"{_PIPELINE}.ingest",
+        f"{_PIPELINE}.image_items",
+        f"{_PIPELINE}.image_features",
+        f"{_PIPELINE}.image_folder",
+        f"{_PIPELINE}.example_bytes",
+        f"{_PIPELINE}.listing",
+        f"{_PIPELINE}.spans",
+        "isthmus.lineage.splits",
+    ),
+    "ExampleValidator": (
+        f"{_PIPELINE}.example_validator",
+        f"{_PIPELINE}.anomalies",
+        f"{_PIPELINE}.distances",
+    ),
+    "DataReport": (f"{_PIPELINE}.data_report", f"{_PIPELINE}.report_page", f"{_PIPELINE}.anomalies"),
     "BundleImporter": (f"{_PIPELINE}.bundle_importer", "isthmus.export.bundle"),
     "ParityValidator": _MEASURES,
     "ChampionResolver": (f"{_PIPELINE}.champion_resolver", f"{_PIPELINE}.registered_model"),

@@ -6,12 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from isthmus.tfx_pipeline.data_config import DataGate, InputConfig, share
+
 from isthmus.tfx_pipeline.cluster_config import ClusterConfig
-
-
-def _share(name: str, value: float | None) -> None:
-    if value is not None and not 0 <= value <= 1:
-        raise ValueError(f"pipeline.{name} is a share between 0 and 1, got {value}")
 
 
 @dataclass(kw_only=True)
@@ -31,9 +28,9 @@ class EvaluationGate:
 
     def __post_init__(self) -> None:
         """Refuse thresholds that no accuracy can mean."""
-        _share("evaluation.min_accuracy", self.min_accuracy)
-        _share("evaluation.max_accuracy_drop", self.max_accuracy_drop)
-        _share("evaluation.min_class_accuracy", self.min_class_accuracy)
+        share("evaluation.min_accuracy", self.min_accuracy)
+        share("evaluation.max_accuracy_drop", self.max_accuracy_drop)
+        share("evaluation.min_class_accuracy", self.min_class_accuracy)
 
 
 @dataclass(kw_only=True)
@@ -100,14 +97,21 @@ class PipelineConfig:
     """Folder, or place in an object store (`s3://…`, `gs://…`), that servers poll: versions are pushed to
     `<push_to>/<name>/<version>/`. None: `serving` in the home folder."""
 
+    input: InputConfig = field(default_factory=InputConfig)
+    """Where the images come from."""
+
+    data: DataGate = field(default_factory=DataGate)
+    """What the data must be like, besides what the schema says."""
+
     on_corrupt: Literal["fail", "quarantine"] = "fail"
-    """What an image that cannot be decoded does: stop the run, or be left out and listed."""
+    """An image that cannot be decoded is left out and listed: `fail` refuses to push because of it."""
 
     max_corrupt_share: float = 0.01
-    """With `quarantine`: a larger share of unreadable images than this stops the run all the same."""
+    """With `quarantine`: a larger share of unreadable images than this refuses to push all the same."""
 
     schema: Path | None = None
-    """A curated schema (`schema.pbtxt`) to validate the data against. None: inferred from `train`."""
+    """A curated schema to validate the data against, which `isthmus pipeline schema` writes; in a recipe, relative to
+    the recipe's folder. None: inferred from `train`."""
 
     beam_workers: int = 1
     """Processes for Beam's work. 1 runs it inside the pipeline's own process, which is faster below some ten
@@ -121,6 +125,6 @@ class PipelineConfig:
 
     def __post_init__(self) -> None:
         """Refuse what could only fail much later."""
-        _share("max_corrupt_share", self.max_corrupt_share)
+        share("max_corrupt_share", self.max_corrupt_share)
         if self.beam_workers < 1:
             raise ValueError(f"pipeline.beam_workers must be ≥ 1, got {self.beam_workers}")

@@ -36,18 +36,19 @@ class ImageFolder:
     """The data root."""
 
     num_images: dict[str, int]
-    """{split: number of image files}."""
+    """{split: number of image files}; {"all": …} where the folder has no splits."""
 
     fingerprint: str
     """sha256 over name, size and modification time of every image: changes when one may have changed."""
 
 
-def inspect(root: Path, *, labels: list[str]) -> ImageFolder:
-    """Look at every file name below the three split folders, and at no file's content.
+def inspect(root: Path, *, labels: list[str], splits: tuple[str, ...] | None = SPLITS) -> ImageFolder:
+    """Look at every file name below the split folders, and at no file's content.
 
     Args:
         root: The data root, with `train/`, `val/` and `test/`.
         labels: The model's labels. A class folder must be one of them.
+        splits: Names of the split folders. None: there are none, the class folders lie in the root.
 
     Raises:
         PipelineError: The root, a split or its images are missing, a class folder is empty, or a class is
@@ -58,35 +59,22 @@ def inspect(root: Path, *, labels: list[str]) -> ImageFolder:
     known = set(labels)
     digest = hashlib.sha256()
     num_images = {}
-    for split in SPLITS:
-        if not (root / split).is_dir():
+    for split in splits or ("all",):
+        top = root / split if splits else root
+        if not top.is_dir():
             raise PipelineError(
                 f"{root} has no folder {split!r}; it needs {', '.join(SPLITS)}, each with one per class"
             )
         num_images[split] = 0
-        for folder, images in _image_folders(root / split):
+        for folder, images in _image_folders(top):
+            _check_class_folder(folder, images, top=top, root=root, known=known, labels=labels)
             relative = folder.relative_to(root).as_posix()
-            if not images:
-                raise PipelineError(
-                    f"class folder {root / relative} holds no images ({', '.join(IMAGE_SUFFIXES)})"
-                )
-            if folder == root / split:
-                raise PipelineError(
-                    f"{folder} holds images outside a class folder, for instance {images[0].name}"
-                )
-            if folder.name not in known:
-                raise PipelineError(
-                    f"class folder {root / relative} is not among the model's {len(labels)} labels "
-                    f"({', '.join(labels[:10])}{', …' if len(labels) > 10 else ''})"
-                )
             for image in images:
                 state = image.stat()
                 digest.update(f"{relative}/{image.name}\0{state.st_size}\0{state.st_mtime_ns}\n".encode())
             num_images[split] += len(images)
         if not num_images[split]:
-            raise PipelineError(
-                f"{root / split} holds no class folder with images ({', '.join(IMAGE_SUFFIXES)})"
-            )
+            raise PipelineError(f"{top} holds no class folder with images ({', '.join(IMAGE_SUFFIXES)})")
     return ImageFolder(root=root, num_images=num_images, fingerprint=digest.hexdigest())
 
 
@@ -103,6 +91,27 @@ def dataset_record(folder: ImageFolder) -> dict[str, Any]:
     else:
         name, source, digest = folder.root.name, str(folder.root), folder.fingerprint
     return {"name": name, "source": source, "digest": digest, "splits": folder.num_images}
+
+
+def _check_class_folder(
+    folder: Path,
+    images: list[os.DirEntry[str]],
+    *,
+    top: Path,
+    root: Path,
+    known: set[str],
+    labels: list[str],
+) -> None:
+    relative = folder.relative_to(root).as_posix()
+    if not images:
+        raise PipelineError(f"class folder {root / relative} holds no images ({', '.join(IMAGE_SUFFIXES)})")
+    if folder == top:
+        raise PipelineError(f"{folder} holds images outside a class folder, for instance {images[0].name}")
+    if folder.name not in known:
+        raise PipelineError(
+            f"class folder {root / relative} is not among the model's {len(labels)} labels "
+            f"({', '.join(labels[:10])}{', …' if len(labels) > 10 else ''})"
+        )
 
 
 def _image_folders(top: Path) -> list[tuple[Path, list[os.DirEntry[str]]]]:

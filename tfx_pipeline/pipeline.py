@@ -1,9 +1,9 @@
 """The pipeline as a value: which components there are, and who feeds whom. Nothing runs here.
 
-images → ImageExampleGen → StatisticsGen → SchemaGen → ExampleValidator ─ anomalies ─┐
-bundle → BundleImporter ─┬→ ParityValidator ─────────────────────────────── parity ──┤
-                         ├→ ChampionResolver → Evaluator ─────────────── blessing ───┼→ Pusher → Registrar
-                         └→ ServerValidator ─────────────────────── infra blessing ──┘
+images → the data half (see data_pipeline): Examples, and ExampleValidator ─ anomalies ─┐
+bundle → BundleImporter ─┬→ ParityValidator ────────────────────────────────── parity ──┤
+                         ├→ ChampionResolver → Evaluator ────────────────── blessing ───┼→ Pusher → Registrar
+                         └→ ServerValidator ────────────────────────── infra blessing ──┘
 """
 
 from __future__ import annotations
@@ -13,9 +13,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import tensorflow_data_validation as tfdv
-from tfx.components import ExampleValidator, SchemaGen, StatisticsGen
-from tfx.components.schema_gen.import_schema_gen.component import ImportSchemaGen
 from tfx.orchestration import metadata
 from tfx.orchestration.pipeline import Pipeline
 
@@ -24,28 +21,15 @@ from isthmus.tfx_pipeline.beam_options import beam_args
 from isthmus.tfx_pipeline.bundle_importer import BundleImporter
 from isthmus.tfx_pipeline.champion_resolver import ChampionResolver
 from isthmus.tfx_pipeline.config import PipelineConfig
+from isthmus.tfx_pipeline.data_pipeline import DataInputs, data_components
 from isthmus.tfx_pipeline.evaluator import Evaluator
+from isthmus.tfx_pipeline.example_validator import ExampleValidator
 from isthmus.tfx_pipeline.image_example_gen import ImageExampleGen
-from isthmus.tfx_pipeline.image_folder import SPLITS
 from isthmus.tfx_pipeline.parity_validator import ParityValidator
 from isthmus.tfx_pipeline.pusher import Pusher
 from isthmus.tfx_pipeline.registrar import Registrar
 from isthmus.tfx_pipeline.server_validator import ServerValidator
-
-#: What statistics look at: everything but the image itself and its unique name.
-DESCRIBED_FEATURES = (
-    "image/format",
-    "image/height",
-    "image/width",
-    "image/channels",
-    "image/bytes",
-    "image/aspect",
-    "image/mean",
-    "image/std",
-    "image/class/label",
-    "image/class/text",
-)
-
+from isthmus.tfx_pipeline.sources import Source
 
 RUN_ID = "{{$.pipeline_job_uuid}}"
 """What Kubeflow and Vertex replace by the id of a run where it is the value of a parameter."""
@@ -105,6 +89,7 @@ def create_pipeline(
     config: PipelineConfig,
     keys: CacheKeys,
     schema_file: str | None = None,
+    inputs: DataInputs | None = None,
     metadata_connection_config: Any = None,
     enable_cache: bool = True,
     on_cluster: bool = False,
@@ -114,33 +99,31 @@ def create_pipeline(
     Args:
         name: Registered model name; also the pipeline's.
         labels: The model's labels, in the order of its outputs.
-        dataset: What the images are called in the record (see `image_folder.dataset_record`).
+        dataset: What the images are called in the record (see `Source.record`).
         places: Where to read and write.
         config: The recipe's `pipeline:` section.
         keys: What the cache depends on besides the parameters.
         schema_file: A curated schema; its path must change with its content. None: inferred from `train`.
+        inputs: What the data half reads. None: the folder `places.data_root` with its own splits, and `schema_file`.
         metadata_connection_config: MLMD's connection; None where the orchestrator brings its own.
         enable_cache: Whether unchanged components are taken from the last run.
         on_cluster: Whether the tasks run in containers of their own under an orchestrator: a refusal then fails
             the last task, and the pipeline's name is one that Kubeflow and Vertex take.
     """
-    examples = ImageExampleGen(
-        input_base=places.data_root,
-        splits=list(SPLITS),
+    folder = Source(pattern=places.data_root, path=places.data_root, kind="folder", fingerprint=keys.data)
+    data = data_components(
+        inputs or DataInputs(source=folder, schema_file=schema_file),
         labels=labels,
-        on_corrupt=config.on_corrupt,
-        max_corrupt_share=config.max_corrupt_share,
-        fingerprint=keys.data,
-        code=keys.code["ImageExampleGen"],
+        config=config,
+        code=keys.code,
     )
-    data = _data_validation(examples, schema_file)
     model = BundleImporter(
         bundle=places.bundle, manifest_sha256=keys.manifest, code=keys.code["BundleImporter"]
     )
-    gates = _model_validation(examples, model, name=name, places=places, config=config, keys=keys)
+    gates = _model_validation(data.examples, model, name=name, places=places, config=config, keys=keys)
     publication = _publication(
         model,
-        data[-1],
+        data.validator,
         gates,
         name=name,
         dataset=dataset,
@@ -155,26 +138,8 @@ def create_pipeline(
         metadata_connection_config=metadata_connection_config,
         enable_cache=enable_cache,
         beam_pipeline_args=beam_args(workers=config.beam_workers, further=config.beam_args),
-        components=[examples, *data, model, *gates, *publication],
+        components=[*data.all, model, *gates, *publication],
     )
-
-
-def _data_validation(examples: ImageExampleGen, schema_file: str | None) -> list[Any]:
-    """StatisticsGen, the schema, ExampleValidator."""
-    statistics = StatisticsGen(
-        examples=examples.outputs["examples"],
-        stats_options=tfdv.StatsOptions(feature_allowlist=list(DESCRIBED_FEATURES)),
-    )
-    if schema_file is None:
-        schema = SchemaGen(
-            statistics=statistics.outputs["statistics"],
-            infer_feature_shape=False,
-            exclude_splits=[split for split in SPLITS if split != "train"],
-        )
-    else:
-        schema = ImportSchemaGen(schema_file=schema_file)
-    validator = ExampleValidator(statistics=statistics.outputs["statistics"], schema=schema.outputs["schema"])
-    return [statistics, schema, validator]
 
 
 def _model_validation(
@@ -213,8 +178,7 @@ def _model_validation(
     )
     server = ServerValidator(
         model=model.outputs["model"],
-        num_images=config.server.num_images,
-        deadline_s=config.server.deadline_s,
+        gate=config.server,
         logit_error=config.parity.logit_error,
         top1_agreement=config.parity.top1_agreement,
         code=keys.code["ServerValidator"],
@@ -274,6 +238,8 @@ def settings(config: PipelineConfig) -> dict[str, Any]:
     """The configuration as plain JSON values, for the record."""
     values = asdict(config)
     values["schema"] = None if config.schema is None else str(config.schema)
+    class_map = config.input.class_map
+    values["input"]["class_map"] = None if class_map is None else str(class_map)
     values["beam_args"] = list(config.beam_args)
     # Where it ran is no part of what was decided.
     del values["cluster"]

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isthmus.lineage.files import sha256_file
-from isthmus.tfx_pipeline import image_folder, remote
+from isthmus.tfx_pipeline import remote, sources
+from isthmus.tfx_pipeline.beam_options import beam_args
 from isthmus.tfx_pipeline.code import code_keys
 from isthmus.tfx_pipeline.config import PipelineConfig
 from isthmus.tfx_pipeline.errors import NotPushedError, PipelineError
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from isthmus.export.bundle import Bundle
     from isthmus.lineage.config import SigningConfig
     from isthmus.tfx_pipeline.runner import Outcome
+    from isthmus.tfx_pipeline.sources import Source
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +69,7 @@ def run_local(
     *,
     name: str,
     bundle: Path,
-    data_root: Path,
+    data_root: Path | None,
     config: PipelineConfig,
     home: Path,
     tracking_uri: str | None = None,
@@ -78,7 +80,7 @@ def run_local(
     Args:
         name: Registered model name.
         bundle: The bundle's directory, or a link to it.
-        data_root: Image folder with `train/`, `val/` and `test/`.
+        data_root: Image folder that training prepared; `config.input.path` wins over it.
         config: The recipe's `pipeline:` section.
         home: Home folder; versions are pushed to `<home>/serving/<name>/<version>/`.
         tracking_uri: MLflow store; None for the one in the home folder.
@@ -98,7 +100,11 @@ def run_local(
     head = opened.manifest["model"]["head"]
     if head != "single_label":
         raise PipelineError(f"{opened.path} is a {head} model; an image folder has one label per image")
-    folder = image_folder.inspect(data_root.absolute(), labels=opened.manifest["model"]["labels"])
+    args = beam_args(workers=config.beam_workers, further=config.beam_args)
+    labels = opened.manifest["model"]["labels"]
+    source = sources.look(config.input, data_root=data_root, labels=labels, beam_args=args)
+    log = config.data.skew.prediction_log
+    serving = None if log is None else sources.look_at_log(log, beam_args=args)
     if config.schema is not None and not config.schema.is_file():
         raise PipelineError(f"no schema at {config.schema}; leave pipeline.schema out to have one inferred")
     key = signatures.configured(signing).verification_key
@@ -108,11 +114,11 @@ def run_local(
     root = home / "pipeline" / name
     with _only_run(root):
         logger.info("bundle %s", opened.path)
-        counts = ", ".join(f"{count} {split}" for split, count in folder.num_images.items())
-        logger.info("images %s (%s)", folder.root, counts)
+        logger.info("images %s (%s)", source.path, source.counts() or source.kind)
         outcomes = _run(
             opened,
-            folder,
+            source,
+            serving,
             name=name,
             config=config,
             home=home,
@@ -125,7 +131,8 @@ def run_local(
 
 def _run(
     bundle: Bundle,
-    folder: image_folder.ImageFolder,
+    source: Source,
+    served: Source | None,
     *,
     name: str,
     config: PipelineConfig,
@@ -150,11 +157,12 @@ def _run(
 
     logger.info("TFX loaded in %.0f s", time.monotonic() - started)
     keys = pipelines.CacheKeys(
-        data=folder.fingerprint,
+        data=source.fingerprint,
         manifest=sha256_file(bundle.path / "manifest.json"),
         champion=champion,
         code=code_keys(),
     )
+    connection = pipelines.local_metadata(database)
     # What the cache believes to be done may have been undone behind its back.
     uncached = []
     if pushed_version(serving, bundle.manifest["saved_model_digest"]) is None:
@@ -164,11 +172,11 @@ def _run(
     built = pipelines.create_pipeline(
         name=name,
         labels=bundle.manifest["model"]["labels"],
-        dataset=image_folder.dataset_record(folder),
+        dataset=source.record(),
         places=pipelines.Places(
             pipeline_root=str(root),
             serving=serving,
-            data_root=str(folder.root),
+            data_root=source.path,
             bundle=str(bundle.path),
             home=str(home),
             tracking_uri=tracking_uri or "",
@@ -176,8 +184,13 @@ def _run(
         ),
         config=config,
         keys=keys,
-        schema_file=_curated_schema(config, root),
-        metadata_connection_config=pipelines.local_metadata(database),
+        inputs=pipelines.DataInputs(
+            source=source,
+            schema_file=_curated_schema(config, root),
+            serving=served,
+            baseline=_baseline(config, source, connection, root),
+        ),
+        metadata_connection_config=connection,
     )
     return _execute(ReportingRunner, built, uncached)
 
@@ -274,6 +287,22 @@ def _check_link(bundle: Bundle, client: MlflowClient) -> None:
             f"{bundle.path} was exported with another MLflow store: its model {model_id} is not in "
             f"{client.tracking_uri}; give that store as --tracking-uri, or export again with this one"
         )
+
+
+def _baseline(config: PipelineConfig, source: Source, connection: Any, root: Path) -> str:
+    """The statistics of earlier data to compare with, given or found; "" for none."""
+    from isthmus.tfx_pipeline import baselines
+
+    given = config.data.drift.baseline
+    if given is None:
+        accepted = baselines.accepted_data(connection, str(root))
+        return baselines.baseline_of(accepted, fingerprint=source.fingerprint, span=source.span)
+    if not Path(given, "Split-train").is_dir() and not remote.is_remote(given):
+        raise PipelineError(
+            f"no statistics at {given}: pipeline.data.drift.baseline is the folder of a StatisticsGen's output, "
+            "with Split-train inside"
+        )
+    return given
 
 
 def _curated_schema(config: PipelineConfig, root: Path) -> str | None:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 from tfx.types.artifact import Artifact
 
 from isthmus.tfx_pipeline import evaluator
-from isthmus.tfx_pipeline.anomalies import anomaly_sentences
+from isthmus.tfx_pipeline.anomalies import anomaly_sentences, read_findings
 from isthmus.tfx_pipeline.artifacts import Verdict
 from isthmus.tfx_pipeline.champion_resolver import HAS_MODEL
+from isthmus.tfx_pipeline.data_report import PAGE_FILE
 from isthmus.tfx_pipeline.pusher import FRESH, NOT_PUSHED_BECAUSE
 from isthmus.tfx_pipeline.registrar import REGISTERED_VERSION
 
@@ -45,17 +46,30 @@ def reasons_so_far(outcomes: dict[str, Outcome]) -> list[str]:
 def _examples(outputs: dict[str, Artifact]) -> str:
     artifact = outputs["examples"]
     text = f"{artifact.get_int_custom_property('num_images')} images"
-    num_corrupt = artifact.get_int_custom_property("num_corrupt")
-    return (
-        f"{text}, {num_corrupt} unreadable: {os.path.join(artifact.uri, 'report.json')}"
-        if num_corrupt
-        else text
-    )
+    if artifact.span:
+        text += f" of span {artifact.span}"
+    if num_corrupt := artifact.get_int_custom_property("num_corrupt"):
+        text += f", {num_corrupt} unreadable"
+    if num_leaked := artifact.get_int_custom_property("num_leaked"):
+        text += f", {num_leaked} of val and test are also in another split"
+    return text
 
 
 def _anomalies(outputs: dict[str, Artifact]) -> str:
-    sentences = anomaly_sentences(outputs["anomalies"])
-    return f"REFUSED: {len(sentences)} anomalies" if sentences else "no anomalies"
+    findings = read_findings(outputs["anomalies"])
+    furthest = max(findings["compared"], key=lambda one: one["distance"] / one["limit"], default=None)
+    compared = (
+        f", largest {furthest['kind']} {furthest['distance']:.2f} of {furthest['limit']:.2f} "
+        f"({furthest['feature']}, {furthest['split']})"
+        if furthest
+        else ""
+    )
+    number = len(findings["anomalies"])
+    return (
+        f"REFUSED: {number} anomal{'y' if number == 1 else 'ies'}{compared}"
+        if number
+        else f"no anomalies{compared}"
+    )
 
 
 def _model(outputs: dict[str, Artifact]) -> str:
@@ -103,7 +117,9 @@ def _registered(outputs: dict[str, Artifact]) -> str:
 
 _TELLERS = {
     "ImageExampleGen": _examples,
+    "ServingExampleGen": _examples,
     "ExampleValidator": _anomalies,
+    "DataReport": lambda outputs: os.path.join(outputs["report"].uri, PAGE_FILE),
     "BundleImporter": _model,
     "ParityValidator": lambda outputs: _verdict("parity", outputs),
     "ChampionResolver": _baseline,

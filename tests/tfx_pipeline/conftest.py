@@ -28,8 +28,9 @@ from isthmus.export.config import STAGES, GateConfig
 from isthmus.export.reference import Reference
 from isthmus.export.tf_half import saving
 from isthmus.lineage import tracking
-from isthmus.lineage.files import sha256_file, tree_digest, write_json
-from isthmus.tfx_pipeline import bundle_importer, image_example_gen
+from isthmus.lineage.files import canonical_json, sha256_file, tree_digest, write_json
+from isthmus.tfx_pipeline import bundle_importer, image_example_gen, sources
+from isthmus.tfx_pipeline.data_config import InputConfig
 
 LABELS = ["blue", "green", "red"]
 SIZE = 8
@@ -265,19 +266,28 @@ def _artifact_at(artifact_class: type[Artifact], uri: Path) -> Any:
 
 
 def _ingest(
-    root: Path, target: Path, *, labels: list[str] = LABELS, **properties: Any
+    root: Path | str, target: Path, *, labels: list[str] = LABELS, config: InputConfig | None = None
 ) -> standard_artifacts.Examples:
-    """Run ImageExampleGen on an image folder."""
+    """Run ImageExampleGen on a source."""
+    config = dataclasses.replace(config or InputConfig(), path=str(root))
+    return _ingest_source(sources.look(config, data_root=None, labels=labels), target, labels=labels)
+
+
+def _ingest_source(
+    source: sources.Source, target: Path, *, labels: list[str] = LABELS
+) -> standard_artifacts.Examples:
+    """Run ImageExampleGen on a source that was looked at."""
     examples = _artifact_at(standard_artifacts.Examples, target)
-    defaults = {
-        "input_base": str(root),
-        "splits": '["train", "val", "test"]',
-        "labels": json.dumps(labels),
-        "on_corrupt": "fail",
-        "max_corrupt_share": 0.01,
-    }
     _execute(
-        image_example_gen.Executor, outputs={"examples": examples}, properties={**defaults, **properties}
+        image_example_gen.Executor,
+        outputs={"examples": examples},
+        properties={
+            "input_base": source.pattern,
+            "source": canonical_json(source.properties()),
+            "splits": '["serving"]' if source.kind == "prediction_log" else '["train", "val", "test"]',
+            "labels": json.dumps(labels),
+            "fingerprint": source.fingerprint,
+        },
     )
     return examples
 
@@ -325,6 +335,12 @@ def artifact_at() -> Callable[..., Any]:
 def ingest() -> Callable[..., standard_artifacts.Examples]:
     """See `_ingest`."""
     return _ingest
+
+
+@pytest.fixture(scope="session")
+def ingest_source() -> Callable[..., standard_artifacts.Examples]:
+    """See `_ingest_source`."""
+    return _ingest_source
 
 
 @pytest.fixture(scope="session")

@@ -52,7 +52,16 @@ def test_who_feeds_whom() -> None:
         "ImageExampleGen": {},
         "StatisticsGen": {"examples": "ImageExampleGen"},
         "SchemaGen": {"statistics": "StatisticsGen"},
-        "ExampleValidator": {"statistics": "StatisticsGen", "schema": "SchemaGen"},
+        "ExampleValidator": {
+            "examples": "ImageExampleGen",
+            "statistics": "StatisticsGen",
+            "schema": "SchemaGen",
+        },
+        "DataReport": {
+            "examples": "ImageExampleGen",
+            "statistics": "StatisticsGen",
+            "anomalies": "ExampleValidator",
+        },
         "BundleImporter": {},
         "ParityValidator": {"model": "BundleImporter", "examples": "ImageExampleGen"},
         "ChampionResolver": {"model": "BundleImporter"},

@@ -20,7 +20,7 @@ from isthmus.tfx_pipeline.config import EvaluationGate, PipelineConfig, ServerGa
 from isthmus.tfx_pipeline.errors import NotPushedError, PipelineError
 from isthmus.tfx_pipeline.run import PipelineResult, run_local
 
-COMPONENTS = 11
+COMPONENTS = 12
 Run = Callable[..., PipelineResult]
 
 #: Low enough that the bad model passes it: only the champion stands in its way.
@@ -131,8 +131,8 @@ def test_a_corrupt_image_is_named(
     with pytest.raises(NotPushedError) as raised:
         run(make_bundle())
     assert str(raised.value) == (
-        "not pushed, because ImageExampleGen: 1 of 96 images cannot be read: "
-        "val/red/000.png (cannot identify image file). Remove them, or set pipeline.on_corrupt to quarantine"
+        "not pushed, because ExampleValidator: the images: 1 of 96 images cannot be read: "
+        "val/red/000.png (cannot identify image file); remove them, or set pipeline.on_corrupt to quarantine"
     )
     assert versions(home) == []
 
@@ -240,8 +240,10 @@ def test_data_that_is_not_as_the_schema_says_blocks(
     shutil.rmtree(images / "train" / "red")
     with pytest.raises(NotPushedError) as raised:
         run(make_bundle())
-    assert "ExampleValidator: val split, image/class/text: Unexpected string values" in str(raised.value)
-    assert "ExampleValidator: test split, image/class/text: Unexpected string values" in str(raised.value)
+    for split, number in (("val", 6), ("test", 10)):
+        assert (
+            f"ExampleValidator: {split} split, image/class/text: expected only blue, green, found red ({number})"
+        ) in str(raised.value)
     assert versions(home) == []
 
 

@@ -1,0 +1,221 @@
+"""Where images come from: every source as items, a few hundred at a time. No TensorFlow, unless the source is TFRecord.
+
+| source | split | label |
+|---|---|---|
+| folder | the folders train/, val/, test/ below the root | name of the folder that holds the image |
+| CSV, Parquet | column `split` | column `label` |
+| TFRecord of tf.train.Example | a folder or a word of the file's name: `train`, `val`, `test` | `image/class/text`, `image/class/label` or `label` |
+| prediction log | always `serving` | the label that the model answered |
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import os
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+from isthmus.tfx_pipeline.errors import PipelineError
+from isthmus.tfx_pipeline.image_folder import SPLITS, class_of, is_image
+from isthmus.tfx_pipeline.listing import Listed, files_below, files_matching, is_remote, open_remote
+
+BATCH_SIZE = 256
+"""Items that travel together: Beam's cost for each element is paid once for so many images."""
+
+SERVING = "serving"
+"""Name of the split that a prediction log becomes."""
+
+_COLUMNS = ("path", "label")
+_SPLIT_NAMES = {name: name for name in SPLITS} | {"valid": "val", "validation": "val", "eval": "val"}
+_ENCODED = ("image/encoded", "image", "image_raw")
+_LABELS = ("image/class/text", "image/class/label", "label")
+_NAMES = ("image/filename", "file_name", "filename")
+
+
+class Item(NamedTuple):
+    """One image of a source, not yet looked at."""
+
+    name: str
+    """What reports call it."""
+
+    label: str | int | None
+    """A class' name, or its index where the source has numbers; None where the model had no answer."""
+
+    split: str | None
+    """What the source says; None where it says nothing."""
+
+    path: str | None
+    """File to read, or None."""
+
+    encoded: bytes | None
+    """The image's bytes, where the source holds them itself."""
+
+
+Batch = list[Item]
+
+
+def split_named(text: str) -> str | None:
+    """`train`, `val` or `test` for a name that means one of them (`validation`, `valid`, `eval`: val), else None."""
+    return _SPLIT_NAMES.get(text.strip().lower())
+
+
+def batched(items: Iterable[Item]) -> Iterator[Batch]:
+    """Lists of at most BATCH_SIZE."""
+    items = iter(items)
+    while batch := list(itertools.islice(items, BATCH_SIZE)):
+        yield batch
+
+
+def folder_items(root: str, *, split_folders: bool) -> Iterator[Item]:
+    """The images of a folder; other files come without a label and are counted as ignored.
+
+    Args:
+        root: The folder.
+        split_folders: Whether only `train`, `val` and `test` below it count; else everything does, by class.
+    """
+    prefix = root.rstrip("/") + "/"
+    for top in (prefix + split for split in SPLITS) if split_folders else (root,):
+        for file in files_below(top):
+            name = file.path.removeprefix(prefix)
+            label = class_of(name) if is_image(name) else None
+            yield Item(name, label, name.split("/", 1)[0] if split_folders else None, file.path, None)
+
+
+def manifest_items(manifest: str) -> Iterator[Item]:
+    """The images that a CSV or Parquet file lists; its relative paths start at its own folder.
+
+    Raises:
+        PipelineError: A column is missing, a row has no path, or a split has another name.
+    """
+    folder = os.path.dirname(manifest)
+    rows = _parquet_rows(manifest) if manifest.endswith(".parquet") else _csv_rows(manifest)
+    for number, row in enumerate(rows, start=1):
+        path, given = row["path"], row.get("split")
+        if not path:
+            raise PipelineError(f"{manifest}: row {number} has no path")
+        split = split_named(str(given)) if given not in (None, "") else None
+        if given not in (None, "") and split is None:
+            raise PipelineError(
+                f"{manifest}: row {number} has the split {given!r}; write {', '.join(SPLITS)}"
+            )
+        whole = path if is_remote(path) or os.path.isabs(path) else f"{folder}/{path}" if folder else path
+        label = row["label"]
+        yield Item(path, label if isinstance(label, int) else str(label or ""), split, whole, None)
+
+
+def _csv_rows(manifest: str) -> Iterator[dict[str, Any]]:
+    with _open(manifest) as file, io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
+        reader = csv.DictReader(text)
+        _check_columns(manifest, reader.fieldnames or ())
+        yield from reader
+
+
+def _parquet_rows(manifest: str) -> Iterator[dict[str, Any]]:
+    import pyarrow.parquet
+
+    with _open(manifest) as file:
+        table = pyarrow.parquet.ParquetFile(file)
+        _check_columns(manifest, table.schema_arrow.names)
+        columns = [name for name in (*_COLUMNS, "split") if name in table.schema_arrow.names]
+        for batch in table.iter_batches(batch_size=BATCH_SIZE, columns=columns):
+            yield from batch.to_pylist()
+
+
+def _open(path: str) -> Any:
+    return open_remote(path) if is_remote(path) else open(path, "rb")
+
+
+def _check_columns(manifest: str, names: Iterable[str]) -> None:
+    missing = [name for name in _COLUMNS if name not in names]
+    if missing:
+        raise PipelineError(
+            f"{manifest} has no column {' and no column '.join(missing)}; it has {', '.join(names) or 'none'}. "
+            "A manifest has path and label, and may have split"
+        )
+
+
+def record_files(path: str, kind: str) -> list[Listed]:
+    """The complete TFRecord files of a folder or a pattern, sorted by path."""
+    files = files_matching(path) if "*" in path or "?" in path else []
+    if not files:
+        files = files_matching(path) if "tfrecord" in path.rsplit("/", 1)[-1] else []
+    if not files:
+        files = list(files_below(path))
+    mark = ".tfrecord" if kind == "prediction_log" else "tfrecord"
+    return sorted(
+        (each for each in files if mark in each.path.rsplit("/", 1)[-1] and not each.path.endswith(".part")),
+        key=lambda each: each.path,
+    )
+
+
+def split_of_file(path: str, root: str) -> str | None:
+    """The split that a TFRecord file's folder (below the root) or a word of its name says, if one does."""
+    relative = path.removeprefix(root.rstrip("/") + "/")
+    for part in reversed(relative.split("/")):
+        for word in re.split(r"[^A-Za-z]+", part):
+            if (split := split_named(word)) is not None:
+                return split
+    return None
+
+
+def record_item(record: bytes, *, split: str | None) -> Item:
+    """A serialized tf.train.Example as an item; without an image it has no bytes."""
+    import tensorflow as tf
+
+    features = tf.train.Example.FromString(record).features.feature
+    encoded = _first(features, _ENCODED)
+    label, name = _first(features, _LABELS), _first(features, _NAMES)
+    text = name.decode(errors="replace") if isinstance(name, bytes) else ""
+    return Item(
+        text,
+        label.decode(errors="replace") if isinstance(label, bytes) else label,
+        split,
+        None,
+        encoded if isinstance(encoded, bytes) else b"",
+    )
+
+
+def log_items(record: bytes) -> Iterator[Item]:
+    """The images of one serialized tensorflow.serving.PredictionLog: of signatures that take encoded images or
+    Examples. Requests with tensors hold no image files and come as one item without bytes."""
+    import tensorflow as tf
+    from tensorflow_serving.apis import prediction_log_pb2
+
+    log = prediction_log_pb2.PredictionLog.FromString(record)
+    images: list[bytes] = []
+    labels: list[str] = []
+    if log.HasField("predict_log"):
+        inputs, outputs = log.predict_log.request.inputs, log.predict_log.response.outputs
+        if "image_bytes" in inputs:
+            images = [bytes(one) for one in tf.make_ndarray(inputs["image_bytes"]).reshape(-1)]
+        elif "examples" in inputs:
+            serialized = tf.make_ndarray(inputs["examples"]).reshape(-1)
+            images = [record_item(bytes(one), split=SERVING).encoded or b"" for one in serialized]
+        if "label" in outputs:
+            labels = [one.decode(errors="replace") for one in tf.make_ndarray(outputs["label"]).reshape(-1)]
+    elif log.HasField("classify_log"):
+        for example in log.classify_log.request.input.example_list.examples:
+            images.append(record_item(example.SerializeToString(), split=SERVING).encoded or b"")
+        answers = log.classify_log.response.result.classifications
+        labels = [
+            max(answer.classes, key=lambda one: one.score).label for answer in answers if answer.classes
+        ]
+    if not images:
+        yield Item("", None, SERVING, None, None)
+    for image, label in itertools.zip_longest(images, labels[: len(images)]):
+        yield Item("", label, SERVING, None, image)
+
+
+def _first(features: Any, names: Iterable[str]) -> bytes | int | None:
+    """The first value of the first of these features that has one."""
+    for name in names:
+        if name in features:
+            feature = features[name]
+            kind = feature.WhichOneof("kind")
+            values = getattr(feature, kind).value if kind in ("bytes_list", "int64_list") else ()
+            if values:
+                return values[0] if isinstance(values[0], bytes) else int(values[0])
+    return None
