@@ -36,11 +36,18 @@ CODE = {
     "BundleImporter": (f"{_PIPELINE}.bundle_importer", "isthmus.export.bundle"),
     "ParityValidator": _MEASURES,
     "ChampionResolver": (f"{_PIPELINE}.champion_resolver", f"{_PIPELINE}.registered_model"),
-    "Evaluator": (f"{_PIPELINE}.evaluator",),
+    "Evaluator": (
+        f"{_PIPELINE}.evaluator",
+        f"{_PIPELINE}.evaluation_tally",
+        f"{_PIPELINE}.evaluation_plots",
+        f"{_PIPELINE}.slices",
+    ),
     "ServerValidator": (
         *_MEASURES,
         f"{_PIPELINE}.server_validator",
         f"{_PIPELINE}.server_questions",
+        f"{_PIPELINE}.server_budgets",
+        f"{_PIPELINE}.external_server",
         "isthmus.serving",
     ),
     "Pusher": (

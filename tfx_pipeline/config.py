@@ -6,9 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from isthmus.tfx_pipeline.data_config import DataGate, InputConfig, share
-
 from isthmus.tfx_pipeline.cluster_config import ClusterConfig
+from isthmus.tfx_pipeline.data_config import DataGate, InputConfig, share
 
 
 @dataclass(kw_only=True)
@@ -26,11 +25,47 @@ class EvaluationGate:
     min_class_accuracy: float | None = None
     """Smallest share of right answers within every class. None: shown, and decides nothing."""
 
+    min_size_accuracy: float | None = None
+    """The same within every bucket of image sizes (see `size_edges`)."""
+
+    min_brightness_accuracy: float | None = None
+    """The same within every bucket of brightnesses (see `brightness_edges`)."""
+
+    max_slice_accuracy_drop: float | None = None
+    """How much lower than the champion's the accuracy within any slice may be. None: shown, and decides nothing."""
+
+    min_slice_images: int = 30
+    """A slice of fewer images is not judged; where a kind of slices has a threshold and none is large enough, the
+    model is refused."""
+
+    confidence: float = 0.95
+    """Of the intervals. A slice refuses a model only when its whole interval is on the wrong side of the limit."""
+
+    size_edges: tuple[int, ...] = (32, 64, 128, 256, 512, 1024)
+    """Where the buckets of the shorter side begin, in pixels."""
+
+    brightness_edges: tuple[int, ...] = (64, 128, 192)
+    """Where the buckets of `image/brightness` begin: mean luma, 0 to 255."""
+
     def __post_init__(self) -> None:
         """Refuse thresholds that no accuracy can mean."""
-        share("evaluation.min_accuracy", self.min_accuracy)
-        share("evaluation.max_accuracy_drop", self.max_accuracy_drop)
-        share("evaluation.min_class_accuracy", self.min_class_accuracy)
+        for name in (
+            "min_accuracy",
+            "max_accuracy_drop",
+            "min_class_accuracy",
+            "min_size_accuracy",
+            "min_brightness_accuracy",
+            "max_slice_accuracy_drop",
+        ):
+            share(f"evaluation.{name}", getattr(self, name))
+        if self.min_slice_images < 1:
+            raise ValueError(f"pipeline.evaluation.min_slice_images must be ≥ 1, got {self.min_slice_images}")
+        if not 0 < self.confidence < 1:
+            raise ValueError(f"pipeline.evaluation.confidence is a share in (0, 1), got {self.confidence}")
+        for name in ("size_edges", "brightness_edges"):
+            edges = getattr(self, name)
+            if not edges or edges[0] < 1 or list(edges) != sorted(set(edges)):
+                raise ValueError(f"pipeline.evaluation.{name} are growing numbers ≥ 1, got {list(edges)}")
 
 
 @dataclass(kw_only=True)
@@ -45,6 +80,10 @@ class ParityGate:
     top1_agreement: float = 1.0
     """Smallest share of images, ties left out, whose best class is torch's."""
 
+    min_evaluation_images: int = 16
+    """So many of the images that torch answered for at export must be in the evaluation split, or all where there
+    were fewer. 0 accepts a model that was only compared on images of its own."""
+
     def __post_init__(self) -> None:
         """Refuse limits that no comparison can mean."""
         if not self.logit_error > 0:
@@ -52,6 +91,10 @@ class ParityGate:
         if not 0 < self.top1_agreement <= 1:
             raise ValueError(
                 f"pipeline.parity.top1_agreement is a share in (0, 1], got {self.top1_agreement}"
+            )
+        if self.min_evaluation_images < 0:
+            raise ValueError(
+                f"pipeline.parity.min_evaluation_images must be ≥ 0, got {self.min_evaluation_images}"
             )
 
 
@@ -67,12 +110,35 @@ class ServerGate:
     deadline_s: float = 120.0
     """The server must have loaded the model within this time, and answer each request within it."""
 
+    num_requests: int = 100
+    """Requests of one image each that the latency is measured with, after the first."""
+
+    latency_p99_ms: float | None = None
+    """Largest 99th percentile of their latency. None: measured and recorded, and decides nothing."""
+
+    memory_mb: float | None = None
+    """Largest resident memory of the server, in 10⁶ bytes, the load and all questions included. None: as above."""
+
+    binary: str | None = None
+    """A tensorflow_model_server to ask in place of the embedded server."""
+
+    image: str | None = None
+    """A container image whose entry point takes tensorflow_model_server's flags, run with Docker or Podman."""
+
     def __post_init__(self) -> None:
         """Refuse a gate that would ask nothing."""
         if self.num_images < 1:
             raise ValueError(f"pipeline.server.num_images must be ≥ 1, got {self.num_images}")
         if not self.deadline_s > 0:
             raise ValueError(f"pipeline.server.deadline_s must be > 0 seconds, got {self.deadline_s}")
+        if self.num_requests < 1:
+            raise ValueError(f"pipeline.server.num_requests must be ≥ 1, got {self.num_requests}")
+        for name in ("latency_p99_ms", "memory_mb"):
+            budget = getattr(self, name)
+            if budget is not None and not budget > 0:
+                raise ValueError(f"pipeline.server.{name} must be > 0, got {budget}")
+        if self.binary and self.image:
+            raise ValueError("pipeline.server.binary and pipeline.server.image exclude each other")
 
 
 @dataclass(kw_only=True)

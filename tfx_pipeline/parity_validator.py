@@ -2,8 +2,9 @@
 
 Three measurements against torch's recorded logits, on real images: `tensors` from preprocessed images,
 `serving_default` from encoded bytes, and `examples` on those records of the evaluation split that the
-reference covers. The last one also says that the pipeline evaluates on the very images that torch saw; where
-the reference covers none, `examples` is asked with records made of the reference's own bytes.
+reference covers. The last one also says that the pipeline evaluates on the very images that torch saw, and of
+those there must be enough (`pipeline.parity.min_evaluation_images`). Where that is 0 and the reference covers none,
+`examples` is asked with records made of the reference's own bytes.
 """
 
 from __future__ import annotations
@@ -137,21 +138,36 @@ def inconsistent_answer(class_ids: np.ndarray, answered: np.ndarray, *, labels: 
 def covering_records(
     examples: types.Artifact, split: str, reference: Reference
 ) -> tuple[dict[int, bytes], list[str]]:
-    """The split's records that hold a reference image, by its index, and the paths whose bytes differ."""
-    wanted = {path: index for index, path in enumerate(reference.paths)}
+    """The split's records that hold a reference image, by its index, and the paths whose bytes differ.
+
+    Images are known by their bytes: a file may have been renamed, or have gone to another split under its name.
+    """
+    by_bytes = {encoded: index for index, encoded in enumerate(reference.encoded)}
+    by_path = dict(zip(reference.paths, reference.encoded, strict=True))
     files = tf.io.gfile.glob(get_split_uri([examples], split) + "/*")
     records, differing = {}, []
     for record in tf.data.TFRecordDataset(files, compression_type="GZIP").as_numpy_iterator():
         features = tf.train.Example.FromString(record).features.feature
+        encoded = features["image/encoded"].bytes_list.value[0]
         path = features["image/filename"].bytes_list.value[0].decode()
-        index = wanted.get(path)
-        if index is None:
-            continue
-        if features["image/encoded"].bytes_list.value[0] == reference.encoded[index]:
+        index = by_bytes.get(encoded)
+        if index is not None:
             records[index] = record
-        else:
+        elif path in by_path:
             differing.append(path)
     return records, differing
+
+
+def _uncovered(num_covered: int, num_reference: int, exec_properties: dict[str, Any]) -> list[str]:
+    """The reason against a model that was measured on too few images of the evaluation split."""
+    wanted = min(exec_properties["min_evaluation_images"], num_reference)
+    if num_covered >= wanted:
+        return []
+    return [
+        f"only {num_covered} of the {num_reference} images that torch answered for are in the evaluation split "
+        f"{exec_properties['evaluation_split']}, at least {wanted} are wanted; export with reference images of it "
+        "(export.reference_split, or --images), or lower pipeline.parity.min_evaluation_images"
+    ]
 
 
 class Executor(base_executor.BaseExecutor):
@@ -186,6 +202,7 @@ class Executor(base_executor.BaseExecutor):
         reasons = [f"{result.title}: {result.problem}" for result in results if not result.passed]
         if differing:
             reasons.append(f"{differing[0]} is no longer the image that torch saw ({len(differing)} such)")
+        reasons += _uncovered(len(records), len(reference), exec_properties)
         errors = [result.error for result in results if result.error is not None]
         worst = f"{max(errors):.1e}" if len(errors) == len(results) else "not finite"
         return Verdict(
@@ -209,6 +226,7 @@ class ParityValidatorSpec(ComponentSpec):
         "evaluation_split": ExecutionParameter(type=str),
         "logit_error": ExecutionParameter(type=float),
         "top1_agreement": ExecutionParameter(type=float),
+        "min_evaluation_images": ExecutionParameter(type=int),
         "code": ExecutionParameter(type=str),
     }
     INPUTS = {  # noqa: RUF012
@@ -232,6 +250,7 @@ class ParityValidator(base_component.BaseComponent):
         evaluation_split: str,
         logit_error: float,
         top1_agreement: float,
+        min_evaluation_images: int,
         code: str,
     ) -> None:
         """Describe one run; the limits are those of `config.ParityGate`."""
@@ -242,6 +261,7 @@ class ParityValidator(base_component.BaseComponent):
                 evaluation_split=evaluation_split,
                 logit_error=logit_error,
                 top1_agreement=top1_agreement,
+                min_evaluation_images=min_evaluation_images,
                 code=code,
                 parity=types.Channel(type=ParityReport),
             )

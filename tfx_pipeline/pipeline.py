@@ -158,6 +158,7 @@ def _model_validation(
         evaluation_split=config.evaluation_split,
         logit_error=config.parity.logit_error,
         top1_agreement=config.parity.top1_agreement,
+        min_evaluation_images=config.parity.min_evaluation_images,
         code=keys.code["ParityValidator"],
     )
     champion = ChampionResolver(
@@ -216,6 +217,7 @@ def _publication(
         pushed_model=pusher.outputs["pushed_model"],
         evaluation=evaluator.outputs["evaluation"],
         parity=parity.outputs["parity"],
+        infra_blessing=server.outputs["blessing"],
         name=name,
         bundle=places.bundle,
         home=places.home,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ from tfx.dsl.components.base import base_component, base_executor, executor_spec
 from tfx.dsl.io import fileio
 from tfx.types import standard_artifacts
 from tfx.types.component_spec import ChannelParameter, ComponentSpec, ExecutionParameter
+from tfx.utils import io_utils
 
 from isthmus.lineage.files import sha256_file
 from isthmus.tfx_pipeline.artifacts import ParityReport, Registration, Verdict
 from isthmus.tfx_pipeline.errors import NotPushedError
-from isthmus.tfx_pipeline.evaluator import read_evaluation
+from isthmus.tfx_pipeline.evaluator import PLOTS, read_evaluation
 from isthmus.tfx_pipeline.model_artifact import manifest_of
 from isthmus.tfx_pipeline.pusher import NOT_PUSHED_BECAUSE
 
@@ -52,6 +54,8 @@ class Executor(base_executor.BaseExecutor):
         metrics = evaluation.metrics()
         if (error := Verdict.read(inputs["parity"]).details.get("error")) is not None:
             metrics["parity/pipeline/error"] = error
+        costs = Verdict.read(inputs["infra_blessing"]).details.get("costs") or {}
+        metrics |= {f"server/{key}": float(value) for key, value in costs.items()}
         tracking.connect(Path(exec_properties["home"]), exec_properties["tracking_uri"] or None)
         was_pushed = pushed.get_int_custom_property("pushed") == 1
         mlmd = self._mlmd_ids(inputs, exec_properties["run"])
@@ -70,6 +74,7 @@ class Executor(base_executor.BaseExecutor):
             },
         ) as run:
             self._log(run.info.run_id, manifest, json.loads(exec_properties["dataset"]), metrics)
+            _log_plots(run.info.run_id, inputs["evaluation"])
             version = None
             if was_pushed:
                 version = registry.register_version(
@@ -121,6 +126,17 @@ class Executor(base_executor.BaseExecutor):
         tracking.log_metrics(run_id, metrics, model_id=model_id, dataset=evaluated_on)
 
 
+def _log_plots(run_id: str, evaluation: types.Artifact) -> None:
+    """Upload the evaluation's pictures to the run."""
+    import mlflow
+
+    with tempfile.TemporaryDirectory(prefix="isthmus-plots-") as folder:
+        for plot in PLOTS:
+            copy = os.path.join(folder, plot)
+            io_utils.copy_file(os.path.join(evaluation.uri, plot), copy)
+            mlflow.MlflowClient().log_artifact(run_id, copy, "evaluation")
+
+
 class RegistrarSpec(ComponentSpec):
     """Inputs, outputs and parameters of the Registrar."""
 
@@ -140,6 +156,7 @@ class RegistrarSpec(ComponentSpec):
         "pushed_model": ChannelParameter(type=standard_artifacts.PushedModel),
         "evaluation": ChannelParameter(type=standard_artifacts.ModelEvaluation),
         "parity": ChannelParameter(type=ParityReport),
+        "infra_blessing": ChannelParameter(type=standard_artifacts.InfraBlessing),
     }
     OUTPUTS = {"registration": ChannelParameter(type=Registration)}  # noqa: RUF012
 
@@ -157,6 +174,7 @@ class Registrar(base_component.BaseComponent):
         pushed_model: types.BaseChannel,
         evaluation: types.BaseChannel,
         parity: types.BaseChannel,
+        infra_blessing: types.BaseChannel,
         name: str,
         bundle: str,
         home: str,
@@ -174,6 +192,7 @@ class Registrar(base_component.BaseComponent):
             pushed_model: The Pusher's output.
             evaluation: The Evaluator's metrics.
             parity: ParityValidator's verdict.
+            infra_blessing: ServerValidator's verdict, for what the server costs.
             name: Registered model name, and the experiment.
             bundle: The bundle's directory, or its place in an object store.
             home: The home folder, where the registry is unless `tracking_uri` says otherwise.
@@ -191,6 +210,7 @@ class Registrar(base_component.BaseComponent):
                 pushed_model=pushed_model,
                 evaluation=evaluation,
                 parity=parity,
+                infra_blessing=infra_blessing,
                 name=name,
                 bundle=bundle,
                 home=home,

@@ -1,16 +1,19 @@
 """ServerValidator: the real server on the very SavedModel, asked real questions; writes the InfraBlessing.
 
-TFX's InfraValidator needs Docker or Kubernetes. This one starts the embedded server as a process, sends the
-reference images over gRPC and REST to every signature, and wants torch's answers back; a request that is wrong
-must be refused without harm.
+TFX's InfraValidator needs Docker or Kubernetes. This one starts the embedded server as a process, or the binary or
+container of TensorFlow Serving that is configured, sends the reference images over gRPC and REST to every
+signature, and wants torch's answers back, within the budgets; a request that is wrong must be refused without harm.
 """
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +28,20 @@ from tfx.types.component_spec import ChannelParameter, ComponentSpec, ExecutionP
 from isthmus.export import parity
 from isthmus.export.config import GateConfig, Stage
 from isthmus.export.reference import Reference
+from isthmus.lineage.files import canonical_json
 from isthmus.serving.process import ServerProcess
 from isthmus.tfx_pipeline.artifacts import Verdict
+from isthmus.tfx_pipeline.config import ServerGate
 from isthmus.tfx_pipeline.errors import PipelineError
+from isthmus.tfx_pipeline.external_server import (
+    ExternalServer,
+    binary_command,
+    image_command,
+    peak_memory_mb,
+)
 from isthmus.tfx_pipeline.model_artifact import gates_of, manifest_of, reference_of, saved_model_of
 from isthmus.tfx_pipeline.parity_validator import inconsistent_answer, record_of
+from isthmus.tfx_pipeline.server_budgets import costs, latencies_ms
 from isthmus.tfx_pipeline.server_questions import GrpcQuestions, RestQuestions, RestRefusal
 
 SIGNATURES = ("serving_default", "tensors", "examples", "classify", "manifest")
@@ -149,6 +161,33 @@ def _first(reference: Reference, num_images: int) -> Reference:
     )
 
 
+@contextlib.contextmanager
+def _serving(gate: ServerGate, name: str, saved_model: Path) -> Iterator[ServerProcess | ExternalServer]:
+    """The server that is configured, with the model loaded."""
+    if gate.binary or gate.image:
+        command = binary_command(gate.binary) if gate.binary else image_command(str(gate.image))
+        with ExternalServer(
+            command, model_name=name, saved_model=saved_model, start_timeout_s=gate.deadline_s
+        ) as external:
+            yield external
+        return
+    with tempfile.TemporaryDirectory(prefix="isthmus-server-") as folder:
+        os.symlink(saved_model, Path(folder, "1"))
+        with ServerProcess(name, Path(folder), start_timeout_s=gate.deadline_s) as embedded:
+            yield embedded
+
+
+def _time(over_grpc: GrpcQuestions, reference: Reference, gate: ServerGate) -> tuple[float, list[float]]:
+    """(the very first request, those after it) in milliseconds; one image each, taking turns."""
+    images = itertools.cycle(reference.encoded)
+
+    def ask() -> object:
+        return over_grpc.predict("serving_default", {"image_bytes": [next(images)]})
+
+    first_ms, *after_ms = latencies_ms(ask, 1 + gate.num_requests)
+    return first_ms, after_ms
+
+
 class Executor(base_executor.BaseExecutor):
     """Writes the blessing. Raises when the server does not start or answer; wrong answers are a verdict."""
 
@@ -177,23 +216,35 @@ class Executor(base_executor.BaseExecutor):
             file.write("")
 
     def _verdict(self, model: types.Artifact, exec_properties: dict[str, Any]) -> Verdict:
+        gate = ServerGate(**json.loads(exec_properties["gate"]))
         manifest = manifest_of(model)
-        reference = _first(reference_of(model), exec_properties["num_images"])
+        reference = _first(reference_of(model), gate.num_images)
         gates = gates_of(
             manifest,
             logit_error=exec_properties["logit_error"],
             top1_agreement=exec_properties["top1_agreement"],
         )
-        name, deadline_s = manifest["name"], exec_properties["deadline_s"]
-        with tempfile.TemporaryDirectory(prefix="isthmus-server-") as folder:
-            os.symlink(saved_model_of(model), Path(folder, "1"))
-            with ServerProcess(name, Path(folder), start_timeout_s=deadline_s) as server:
-                over_grpc = GrpcQuestions(port=server.grpc_port, model_name=name, deadline_s=deadline_s)
-                over_rest = RestQuestions(port=server.rest_port, model_name=name, deadline_s=deadline_s)
-                try:
-                    return self._ask(over_grpc, over_rest, reference, manifest=manifest, gates=gates)
-                finally:
-                    over_grpc.close()
+        with _serving(gate, manifest["name"], saved_model_of(model)) as server:
+            asked: dict[str, Any] = {"model_name": manifest["name"], "deadline_s": gate.deadline_s}
+            over_grpc = GrpcQuestions(port=server.grpc_port, **asked)
+            over_rest = RestQuestions(port=server.rest_port, **asked)
+            try:
+                first_ms, after_ms = _time(over_grpc, reference, gate)
+                verdict = self._ask(over_grpc, over_rest, reference, manifest=manifest, gates=gates)
+            finally:
+                over_grpc.close()
+            measured = costs(first_ms, after_ms, peak_memory_mb(server.pid))
+        reasons = [*verdict.reasons, *measured.refusals(gate)]
+        return Verdict(
+            passed=not reasons,
+            summary=f"{verdict.summary}; {measured.summary()}",
+            reasons=reasons,
+            details={
+                **verdict.details,
+                "costs": asdict(measured),
+                "server": gate.binary or gate.image or "embedded",
+            },
+        )
 
     def _ask(
         self,
@@ -229,8 +280,7 @@ class ServerValidatorSpec(ComponentSpec):
     """Inputs, outputs and parameters of ServerValidator."""
 
     PARAMETERS = {  # noqa: RUF012 - TFX reads class attributes
-        "num_images": ExecutionParameter(type=int),
-        "deadline_s": ExecutionParameter(type=float),
+        "gate": ExecutionParameter(type=str),
         "logit_error": ExecutionParameter(type=float),
         "top1_agreement": ExecutionParameter(type=float),
         "code": ExecutionParameter(type=str),
@@ -249,18 +299,16 @@ class ServerValidator(base_component.BaseComponent):
         self,
         *,
         model: types.BaseChannel,
-        num_images: int,
-        deadline_s: float,
+        gate: ServerGate,
         logit_error: float,
         top1_agreement: float,
         code: str,
     ) -> None:
-        """Describe one run; the values are those of `config.ServerGate` and `config.ParityGate`."""
+        """Describe one run; the limits of the answers are those of `config.ParityGate`."""
         super().__init__(
             ServerValidatorSpec(
                 model=model,
-                num_images=num_images,
-                deadline_s=deadline_s,
+                gate=canonical_json(asdict(gate)),
                 logit_error=logit_error,
                 top1_agreement=top1_agreement,
                 code=code,

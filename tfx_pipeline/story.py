@@ -92,9 +92,11 @@ def _baseline(outputs: dict[str, Artifact]) -> str:
 
 def _evaluation(outputs: dict[str, Artifact]) -> str:
     found = evaluator.read_evaluation(outputs["evaluation"])
-    text = f"accuracy {found.accuracy:.4f} on {found.num_images} images"
-    if found.accuracy_change is not None:
-        text += f", {found.accuracy_change:+.4f} against the champion"
+    text = f"accuracy {found.accuracy:.4f} on {found.whole.num_images} images"
+    if found.whole.change is not None:
+        text += f", {found.whole.change:+.4f} against the champion"
+    if found.num_too_small:
+        text += f"; {found.num_too_small} of {len(found.slices)} slices are too small to judge"
     return f"REFUSED: {text}" if evaluator.refusals(outputs["evaluation"]) else text
 
 

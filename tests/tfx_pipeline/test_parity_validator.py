@@ -23,13 +23,18 @@ def validate(
 ) -> Validate:
     """Run the component on a model; examples and split may be others."""
 
-    def run(model: Any, *, examples: Any = examples, split: str = "test") -> Verdict:
+    def run(model: Any, *, examples: Any = examples, split: str = "test", wanted: int = 16) -> Verdict:
         report = artifact_at(ParityReport, tmp_path / "parity")
         execute(
             parity_validator.Executor,
             inputs={"model": model, "examples": examples},
             outputs={"parity": report},
-            properties={"evaluation_split": split, "logit_error": 1e-3, "top1_agreement": 1.0},
+            properties={
+                "evaluation_split": split,
+                "logit_error": 1e-3,
+                "top1_agreement": 1.0,
+                "min_evaluation_images": wanted,
+            },
         )
         verdict = Verdict.read(report)
         assert report.get_int_custom_property("blessed") == int(verdict.passed)
@@ -88,13 +93,25 @@ def test_images_that_are_not_those_torch_saw(
 ) -> None:
     (images / "test" / "red" / "000.png").write_bytes((images / "test" / "red" / "001.png").read_bytes())
     verdict = validate(make_model(), examples=ingest(images, tmp_path / "changed"))
-    assert verdict.reasons == ["test/red/000.png is no longer the image that torch saw (1 such)"]
+    first, second = verdict.reasons
+    assert first == "test/red/000.png is no longer the image that torch saw (1 such)"
+    assert second.startswith(
+        "only 14 of the 15 images that torch answered for are in the evaluation split test,"
+    )
+
+
+def test_too_few_images_of_the_evaluation_split(make_model: Callable[..., Any], validate: Validate) -> None:
+    assert validate(make_model(), split="val").reasons == [
+        "only 0 of the 15 images that torch answered for are in the evaluation split val, at least 15 are wanted; "
+        "export with reference images of it (export.reference_split, or --images), "
+        "or lower pipeline.parity.min_evaluation_images"
+    ]
 
 
 def test_a_split_that_the_reference_does_not_cover(
     make_model: Callable[..., Any], validate: Validate
 ) -> None:
-    verdict = validate(make_model(), split="val")
+    verdict = validate(make_model(), split="val", wanted=0)
     assert verdict.passed
     assert verdict.details["num_covered"] == 0
     assert verdict.summary.endswith("on 15 images, 0 of them in the evaluation split")
@@ -113,7 +130,7 @@ def test_wrong_examples_are_seen_without_a_record_in_the_split(
         return SimpleNamespace(signatures={**right, **wrong})
 
     monkeypatch.setattr(tf.saved_model, "load", with_wrong_examples)
-    (reason,) = validate(make_model(), split="val").reasons
+    (reason,) = validate(make_model(), split="val", wanted=0).reasons
     assert reason.startswith(TITLES["end_to_end"] + ": ")
 
 

@@ -14,7 +14,8 @@ from tfx.types import standard_artifacts
 from isthmus.lineage import registry, tracking
 from isthmus.tfx_pipeline import registrar
 from isthmus.tfx_pipeline.artifacts import ParityReport, Registration, Verdict
-from isthmus.tfx_pipeline.evaluator import Evaluation
+from isthmus.tfx_pipeline.evaluator import PLOTS, Evaluation
+from isthmus.tfx_pipeline.slices import Slice
 
 Register = Callable[..., Any]
 
@@ -30,7 +31,13 @@ def register(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Register:
     """Run the component for a model that was pushed, or not; returns the Registration artifact."""
-    found = Evaluation(accuracy=0.9, num_images=30, class_accuracy={"red": 0.8}, accuracy_change=None)
+    found = Evaluation(
+        whole=Slice(kind="whole", value="", num_images=30, num_right=27),
+        slices=(Slice(kind="class", value="red", num_images=10, num_right=8),),
+        calibration_error=0.1,
+        confidence=0.95,
+        num_too_small=0,
+    )
     monkeypatch.setattr(registrar, "read_evaluation", lambda _: found)
     (tmp_path / "home").mkdir()
     shutil.copy(migrated_store, tmp_path / "home" / "mlflow.db")
@@ -48,13 +55,21 @@ def register(
         else:
             artifact.set_string_custom_property("not_pushed_because", '["Evaluator: bad"]')
         registration = artifact_at(Registration, tmp_path / "registration")
+        evaluation = artifact_at(standard_artifacts.ModelEvaluation, tmp_path / "evaluation")
+        server = artifact_at(standard_artifacts.InfraBlessing, tmp_path / "server")
+        for artifact_ in (evaluation, server):
+            Path(artifact_.uri).mkdir(exist_ok=True)
+        for plot in PLOTS:
+            Path(evaluation.uri, plot).write_bytes(plot.encode())
+        Verdict(passed=True, summary="", details={"costs": {"p99_ms": 3.5}}).write(server)
         execute(
             registrar.Executor,
             inputs={
                 "model": make_model(),
                 "pushed_model": artifact,
-                "evaluation": artifact_at(standard_artifacts.ModelEvaluation, tmp_path / "evaluation"),
+                "evaluation": evaluation,
                 "parity": parity,
+                "infra_blessing": server,
             },
             outputs={"registration": registration},
             properties={
@@ -97,6 +112,9 @@ def test_the_run_holds_metrics_and_settings(register: Register, tmp_path: Path) 
     assert run.data.metrics["accuracy"] == 0.9
     assert run.data.metrics["accuracy/label:red"] == 0.8
     assert run.data.metrics["parity/pipeline/error"] == 1e-6
+    assert run.data.metrics["server/p99_ms"] == 3.5
+    plots = client.list_artifacts(run.info.run_id, "evaluation")
+    assert [plot.path for plot in plots] == ["evaluation/calibration.png", "evaluation/confusion.png"]
     assert run.data.params["evaluation.min_accuracy"] == "0.5"
     assert run.info.status == "FINISHED"
     assert run.data.tags["isthmus.dataset_digest"] == "d" * 64

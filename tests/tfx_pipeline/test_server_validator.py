@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +16,13 @@ from tfx.types import standard_artifacts
 
 from isthmus.export.config import GateConfig
 from isthmus.export.parity import TITLES
+from isthmus.lineage.files import canonical_json
 from isthmus.serving.errors import ServingError
 from isthmus.tfx_pipeline import server_validator
 from isthmus.tfx_pipeline.artifacts import Verdict
+from isthmus.tfx_pipeline.config import ServerGate
 from isthmus.tfx_pipeline.errors import PipelineError
+from isthmus.tfx_pipeline.external_server import ExternalServer, image_command
 from isthmus.tfx_pipeline.model_artifact import manifest_of, reference_of
 
 Validate = Callable[..., tuple[Any, Verdict]]
@@ -26,15 +32,14 @@ Validate = Callable[..., tuple[Any, Verdict]]
 def validate(execute: Callable[..., None], artifact_at: Callable[..., Any], tmp_path: Path) -> Validate:
     """Run the component on a model; returns the blessing and the verdict."""
 
-    def run(model: Any, *, num_images: int = 3) -> tuple[Any, Verdict]:
+    def run(model: Any, **gate: Any) -> tuple[Any, Verdict]:
         blessing = artifact_at(standard_artifacts.InfraBlessing, tmp_path / "blessing")
         execute(
             server_validator.Executor,
             inputs={"model": model},
             outputs={"blessing": blessing},
             properties={
-                "num_images": num_images,
-                "deadline_s": 120.0,
+                "gate": canonical_json(asdict(ServerGate(**{"num_images": 3, "num_requests": 20, **gate}))),
                 "logit_error": 1e-3,
                 "top1_agreement": 1.0,
             },
@@ -44,8 +49,21 @@ def validate(execute: Callable[..., None], artifact_at: Callable[..., Any], tmp_
     return run
 
 
-def test_a_good_model_is_blessed(make_model: Callable[..., Any], validate: Validate) -> None:
-    blessing, verdict = validate(make_model())
+@pytest.fixture(params=["embedded", "binary"])
+def gate(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
+    """Where the server comes from. No package has tensorflow_model_server: the embedded one takes its flags."""
+    if request.param == "embedded":
+        return {}
+    binary = tmp_path / "tensorflow_model_server"
+    binary.write_text(f'#!/bin/sh\nexec {sys.executable} -m isthmus.serving "$@"\n')
+    binary.chmod(0o755)
+    return {"binary": str(binary)}
+
+
+def test_a_good_model_is_blessed(
+    make_model: Callable[..., Any], validate: Validate, gate: dict[str, Any]
+) -> None:
+    blessing, verdict = validate(make_model(), **gate)
     assert verdict.reasons == []
     assert blessing.get_int_custom_property("blessed") == 1
     assert Path(blessing.uri, "INFRA_BLESSED").is_file()
@@ -59,6 +77,74 @@ def test_a_good_model_is_blessed(make_model: Callable[..., Any], validate: Valid
         "classify",
         "manifest",
     ]
+    costs = verdict.details["costs"]
+    assert costs["num_requests"] == 20
+    assert 0 < costs["p50_ms"] <= costs["p99_ms"]
+    assert costs["first_ms"] > 0
+    assert 50 < costs["memory_mb"] < 5000
+    assert verdict.details["server"] == gate.get("binary", "embedded")
+
+
+def test_budgets_that_cannot_be_kept(make_model: Callable[..., Any], validate: Validate) -> None:
+    blessing, verdict = validate(make_model(), latency_p99_ms=1e-3, memory_mb=1.0)
+    assert blessing.get_int_custom_property("blessed") == 0
+    latency, memory = verdict.reasons
+    assert re.fullmatch(
+        r"latency of one image over gRPC is [\d.]+ ms at p99 \(n = 20 requests, median [\d.]+ ms\), "
+        r"at most 0.001 ms is allowed",
+        latency,
+    )
+    assert re.fullmatch(r"the server's memory reached \d+ MB, at most 1 MB is allowed", memory)
+
+
+def test_a_binary_that_is_not_there(
+    make_model: Callable[..., Any], validate: Validate, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        PipelineError, match=r"no executable at pipeline.server.binary .*/nothing; give the path"
+    ):
+        validate(make_model(), binary=str(tmp_path / "nothing"))
+
+
+def test_a_binary_that_ends(make_model: Callable[..., Any], validate: Validate, tmp_path: Path) -> None:
+    binary = tmp_path / "server"
+    binary.write_text("#!/bin/sh\necho the licence has expired >&2\nexit 7\n")
+    binary.chmod(0o755)
+    with pytest.raises(
+        PipelineError, match="the model server stopped with exit code 7: the licence has expired"
+    ):
+        validate(make_model(), binary=str(binary))
+
+
+def test_an_image_without_an_engine(
+    make_model: Callable[..., Any], validate: Validate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(PipelineError, match=r"tensorflow/serving:2.19 needs docker or podman on PATH"):
+        validate(make_model(), image="tensorflow/serving:2.19")
+
+
+def test_how_a_container_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = tmp_path / "podman"
+    engine.write_text("")
+    engine.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    command = image_command("tensorflow/serving:2.19")
+    server = ExternalServer(command, model_name="colours", saved_model=tmp_path, start_timeout_s=1)
+    assert command(server) == [
+        str(engine),
+        "run",
+        "--rm",
+        "--network=host",
+        f"--name={server.container}",
+        f"--volume={tmp_path}:/models/colours/1:ro",
+        "tensorflow/serving:2.19",
+        f"--port={server.grpc_port}",
+        f"--rest_api_port={server.rest_port}",
+        "--model_name=colours",
+        "--model_base_path=/models/colours",
+    ]
+    server.stop()
 
 
 def test_a_wrong_model_is_not_blessed(make_model: Callable[..., Any], validate: Validate) -> None:
