@@ -85,16 +85,24 @@ class GrpcClient(Client):
         )
         return grpc_messages.predict_outputs(response)
 
-    def status(
-        self, model: str, *, version: int | None = None, label: str | None = None
-    ) -> list[VersionStatus]:
-        """State of the model's versions, newest first; of one version when its number or its label is given.
+    def status(self, model: str, *, version: int | None = None) -> list[VersionStatus]:
+        """State of the model's versions, newest first.
 
         Raises:
-            RequestError: NOT_FOUND for an unknown model, INVALID_ARGUMENT for an unknown label.
+            RequestError: NOT_FOUND for an unknown model.
         """
-        request = grpc_messages.status_request(model, version, label)
+        request = grpc_messages.status_request(model, version)
         return grpc_messages.statuses(self._call(grpc_messages.STATUS, request, self._timeout_s))
+
+    def labelled_version(self, model: str, label: str) -> int:
+        """The version that a label stands for, by the metadata's answer: the status request ignores labels.
+
+        Raises:
+            RequestError: INVALID_ARGUMENT for a label that the model does not have.
+        """
+        request = grpc_messages.metadata_request(model, None, label)
+        answer = self._call(grpc_messages.METADATA, request, self._timeout_s)
+        return int(answer.model_spec.version.value)
 
     def metadata(self, model: str, *, version: int | None = None) -> dict[str, Signature]:
         """The model's signatures by name.

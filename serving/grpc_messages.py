@@ -91,14 +91,10 @@ def predict_outputs(response: Any) -> dict[str, Array]:
     return {alias: tensors.array_from_proto(proto) for alias, proto in response.outputs.items()}
 
 
-def status_request(model: str, version: int | None, label: str | None = None) -> Any:
-    """A GetModelStatusRequest.
-
-    Raises:
-        ServingError: a version and a label are given.
-    """
+def status_request(model: str, version: int | None) -> Any:
+    """A GetModelStatusRequest."""
     request = message_class(_APIS + STATUS.module, "GetModelStatusRequest")()
-    _fill_spec(request.model_spec, model, version, label)
+    _fill_spec(request.model_spec, model, version, None)
     return request
 
 
@@ -122,12 +118,16 @@ def statuses(response: Any) -> list[VersionStatus]:
     ]
 
 
-def metadata_request(model: str, version: int | None) -> Any:
-    """A GetModelMetadataRequest."""
+def metadata_request(model: str, version: int | None, label: str | None = None) -> Any:
+    """A GetModelMetadataRequest.
+
+    Raises:
+        ServingError: a version and a label are given.
+    """
     request = message_class(_APIS + METADATA.module, "GetModelMetadataRequest")(
         metadata_field=["signature_def"]
     )
-    _fill_spec(request.model_spec, model, version, None)
+    _fill_spec(request.model_spec, model, version, label)
     return request
 
 

@@ -183,12 +183,10 @@ def labels_on(client: GrpcClient, name: str, labels: Iterable[str] = LABELS) -> 
     found = {}
     for label in labels:
         try:
-            (status,) = client.status(name, label=label)
+            found[label] = client.labelled_version(name, label)
         except RequestError as error:
             if error.code not in (Code.INVALID_ARGUMENT, Code.NOT_FOUND):
                 raise
-            continue
-        found[label] = status.version
     return found
 
 
