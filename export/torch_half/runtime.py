@@ -1,9 +1,11 @@
 """The first stage: ONNX Runtime on `model.onnx` against torch.
 
-ONNX Runtime itself may be wrong: on resnetv2_50x1_bit (1.31.1) its graph optimisers, from the basic level on,
-give other numbers than the graph they started from, which is right when it is run as written. So where the file
-fails at the default level the lower ones are tried too. A stage that passes at one of those has passed: it asks
-whether the *file* is the model. Which level it was, and how far off the ones above were, stand in its note.
+ONNX Runtime itself may be wrong. On resnetv2_50x1_bit (1.31.1) its graph optimisers, from the basic level on, give
+other numbers than the graph they started from: they put a Pad with zeros into the MaxPool behind it, whose padding
+is -inf, and where all neighbours are negative the zero was the answer. Run as it is written the graph is right. So
+where the file fails at the default level the lower ones are tried too. A stage that passes at one of those has
+passed: it asks whether the *file* is the model. Which level it was, and how far off the ones above were, stand in
+its note.
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ def _make_checkpoint(folder: Path, data_root: Path, *, model: str = "resnet10t",
     from safetensors.torch import save_file
 
     torch.manual_seed(0)
-    net = timm.create_model(model, num_classes=len(LABELS)).eval()
+    net = timm.create_model(model, num_classes=len(LABELS), **changes.get("args", {})).eval()
     for module in net.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             # As after a training: fresh ones are the identity, and hide a wrong fusion.
