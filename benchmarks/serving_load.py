@@ -48,11 +48,19 @@ class HttpSender:
         self._path, self._body = path, body
 
     def __call__(self) -> None:
+        try:
+            status, content = self._post()
+        except (http.client.RemoteDisconnected, ConnectionError):
+            # Closed while it lay idle: uvicorn waits five seconds by default.
+            self._connection.close()
+            status, content = self._post()
+        if status != 200:
+            raise RuntimeError(f"HTTP {status}: {content[:300]!r}")
+
+    def _post(self) -> tuple[int, bytes]:
         self._connection.request("POST", self._path, self._body, {"Content-Type": "application/json"})
         response = self._connection.getresponse()
-        content = response.read()
-        if response.status != 200:
-            raise RuntimeError(f"HTTP {response.status}: {content[:300]!r}")
+        return response.status, response.read()
 
 
 def rest_sender(port: int, image: bytes) -> HttpSender:

@@ -14,9 +14,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     try:
         config = flags.parse(sys.argv[1:] if arguments is None else arguments)
-        from isthmus.serving.server import serve
+        if config.tune:
+            from isthmus.serving.tuning import say_on_stdout, tune
 
-        serve(config)
+            tune(config, say=say_on_stdout)
+        else:
+            from isthmus.serving.server import serve
+
+            serve(config)
     except ServingError as error:
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
         return error.exit_code

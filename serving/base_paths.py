@@ -2,11 +2,13 @@
 
 import logging
 from collections.abc import Collection
+from pathlib import Path
 
+from isthmus.serving.errors import ServingError
 from isthmus.serving.savedmodel import is_complete
 from isthmus.serving.versions import ModelSettings, aspired_versions, parse_version
 
-__all__ = ["BasePaths"]
+__all__ = ["BasePaths", "newest_version"]
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +52,23 @@ class BasePaths:
         if (name, text) not in self._warned:
             self._warned.add((name, text))
             logger.warning("%s", text)
+
+
+def newest_version(base_path: Path) -> Path:
+    """The folder of the newest complete version under a base path.
+
+    Raises:
+        ServingError: there is none.
+    """
+    try:
+        found = _complete_versions(ModelSettings(name="", base_path=base_path), ())
+    except OSError as error:
+        raise ServingError(f"cannot read the base path {base_path}: {error.strerror}") from error
+    if not found:
+        raise ServingError(
+            f"no version under {base_path}: versions are numbered folders with a saved_model.pb"
+        )
+    return base_path / found[max(found)]
 
 
 def _complete_versions(settings: ModelSettings, running: Collection[int]) -> dict[int, str]:

@@ -133,7 +133,7 @@ class BatchedModel:
         self.path = model.path
         self.signatures = model.signatures
         self._model = model
-        self._parameters = parameters
+        self.parameters = parameters
         self._queues: dict[Any, _Queue] = {}
         self._lock = threading.Lock()
 
@@ -227,7 +227,7 @@ class BatchedModel:
         def body(*values: Any) -> Any:
             return tf.numpy_function(compute, values, dtypes)
 
-        given = self._parameters
+        given = self.parameters
         return tf.raw_ops.BatchFunction(
             in_tensors=placeholders,
             captured_tensors=[],
@@ -248,7 +248,7 @@ class BatchedModel:
 
         return tf.compat.v1.ConfigProto(
             use_per_session_threads=True,
-            inter_op_parallelism_threads=self._parameters.num_batch_threads + 1,
+            inter_op_parallelism_threads=self.parameters.num_batch_threads + 1,
             intra_op_parallelism_threads=1,
             device_count={"GPU": 0},
         )

@@ -173,6 +173,19 @@ class ServingConfig:
     """TCP port of /healthz, /readyz and /metrics, on the same host. 0: any free port. None: no admin port
     (not in tensorflow_model_server)."""
 
+    tune: bool = False
+    """Do not serve: measure the model, choose batching parameters for latency_target_ms, write them to tune_output
+    (not in tensorflow_model_server)."""
+
+    latency_target_ms: float = 50.0
+    """With tune: what 99 % of the requests may take, in ms (not in tensorflow_model_server)."""
+
+    tune_output: Path = Path("tuned")
+    """With tune: the folder for batching.config and tf_serving_warmup_requests (not in tensorflow_model_server)."""
+
+    tune_seconds: float = 3.0
+    """With tune: how long each setting is measured (not in tensorflow_model_server)."""
+
     drain_seconds: float = 30.0
     """After SIGTERM: how long requests in flight may take before they are cut off (not in
     tensorflow_model_server)."""

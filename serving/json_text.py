@@ -73,20 +73,23 @@ def decimals(values: np.ndarray[Any, Any]) -> list[str]:
     numbers = values.tolist()
     texts = ("%g " * len(numbers) % tuple(numbers)).split()
     read_back = np.array(texts, np.float64).astype(values.dtype)
-    precision = 9 if values.dtype == np.float32 else 17
-    for index in np.flatnonzero(read_back != values).tolist():
-        number = numbers[index]
-        if math.isnan(number):
-            texts[index] = "NaN"
-        else:
-            texts[index] = f"{number:.{precision}g}"
-    for index, text in enumerate(texts):
+    changed = np.flatnonzero(read_back != values).tolist()
+    longer = "%.9g " if values.dtype == np.float32 else "%.17g "
+    for index, text in zip(
+        changed, (longer * len(changed) % tuple(numbers[i] for i in changed)).split(), strict=True
+    ):
+        texts[index] = text
+    # Only these can have a text without a point: whatever else reads back as itself has digits behind it.
+    with np.errstate(invalid="ignore"):
+        whole = np.flatnonzero((values == np.trunc(values)) | ~np.isfinite(values))
+    for index in whole.tolist():
+        text = texts[index]
         if "." not in text and "e" not in text:
             texts[index] = _WORDS.get(text) or f"{text}.0"
     return texts
 
 
-_WORDS = {"inf": "Infinity", "-inf": "-Infinity", "NaN": "NaN"}
+_WORDS = {"inf": "Infinity", "-inf": "-Infinity", "nan": "NaN", "-nan": "NaN"}
 
 _LITERALS = {True: "true", False: "false", None: "null"}
 

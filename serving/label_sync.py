@@ -11,6 +11,7 @@ It imports no tensorflow.
 
 import contextlib
 import fcntl
+import logging
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -26,6 +27,8 @@ from isthmus.serving.status import Code
 from isthmus.serving.wire_messages import message_class
 
 __all__ = ["LABELS", "LabelSync", "WantedLabels", "labels_on"]
+
+logger = logging.getLogger(__name__)
 
 LABELS = ("stable", "canary")
 """The labels that are moved; others in models.config stay, and so do their versions."""
@@ -98,6 +101,7 @@ class LabelSync:
                 )
             if self.models_config is not None:
                 _write(self.models_config, merged(config, wanted, labels=wanted.labels))
+                logger.debug("step: models.config written")
                 outcome[str(self.models_config)] = None
         return outcome
 
@@ -140,8 +144,11 @@ class LabelSync:
             missing = set(wanted.labels.values()) - serving
             if missing:
                 client.reload_config(merged(config, wanted, keep=serving, labels=now))
+                logger.debug("step: versions asked for")
                 self._wait(client, wanted.name, missing)
+            logger.debug("step: versions available")
             client.reload_config(merged(config, wanted, labels=wanted.labels))
+            logger.debug("step: labels moved")
             now = labels_on(client, wanted.name)
         except ServingError as error:
             return " ".join(str(error).split())

@@ -15,7 +15,7 @@ from isthmus.serving.metrics import Metrics
 from isthmus.serving.savedmodel import LoadedModel, SavedModel, SessionOptions
 from isthmus.serving.status import Code
 
-__all__ = ["Loader"]
+__all__ = ["Loader", "session_options"]
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +24,17 @@ def _check_signature(path: Path, key: Path) -> None:
     refusal = signing.refusal(path, key)
     if refusal is not None:
         raise RequestError(Code.FAILED_PRECONDITION, f"not loaded: {refusal}")
+
+
+def session_options(config: ServingConfig) -> SessionOptions:
+    """What a configuration says about TensorFlow's sessions."""
+    threads = config.tensorflow_session_parallelism
+    return SessionOptions(
+        tags=tuple(config.saved_model_tags.split(",")),
+        intra_op_threads=config.tensorflow_intra_op_parallelism or threads,
+        inter_op_threads=config.tensorflow_inter_op_parallelism or threads,
+        gpu_memory_fraction=config.per_process_gpu_memory_fraction,
+    )
 
 
 class Loader:
@@ -35,13 +46,7 @@ class Loader:
         self._config = config
         self._metrics = metrics
         self._parameters = parameters
-        threads = config.tensorflow_session_parallelism
-        self._options = SessionOptions(
-            tags=tuple(config.saved_model_tags.split(",")),
-            intra_op_threads=config.tensorflow_intra_op_parallelism or threads,
-            inter_op_threads=config.tensorflow_inter_op_parallelism or threads,
-            gpu_memory_fraction=config.per_process_gpu_memory_fraction,
-        )
+        self._options = session_options(config)
 
     def __call__(self, name: str, version: int, path: Path) -> LoadedModel:
         """Load one version and replay its warm-up.

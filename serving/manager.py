@@ -33,8 +33,6 @@ __all__ = ["ModelManager"]
 
 logger = logging.getLogger(__name__)
 
-_NUM_LOAD_THREADS = 2
-
 Available = tuple[tuple[int, ...], dict[int, Servable]]
 _NOTHING: Available = ((), {})
 
@@ -65,7 +63,7 @@ class ModelManager:
         poll_wait_seconds: float = 1.0,
         max_num_load_retries: int = 5,
         load_retry_interval_seconds: float = 60.0,
-        num_load_threads: int = _NUM_LOAD_THREADS,
+        num_load_threads: int = 2,
         allow_labels_for_unavailable: bool = False,
     ) -> None:
         self._load = load
@@ -172,13 +170,13 @@ class ModelManager:
             self._changed.notify_all()
 
     def stop(self) -> None:
-        """Stop polling and unload everything; requests in flight are waited for."""
+        """Stop polling and unload everything; requests in flight are waited for, loads under way are not."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
         if self._driver.is_alive():
             self._driver.join()
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._pool.shutdown(wait=False, cancel_futures=True)
         for servables in self._servables.values():
             for servable in servables.values():
                 if servable.state is State.AVAILABLE:
@@ -235,6 +233,10 @@ class ModelManager:
                 )
                 for name, settings in sorted(self._settings.items())
             ]
+
+    def is_loading(self) -> bool:
+        """Whether a load is under way."""
+        return any(s.state is State.LOADING for known in self._servables.values() for s in [*known.values()])
 
     def is_configured(self) -> bool:
         """Whether it was ever told what to serve."""

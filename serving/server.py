@@ -167,6 +167,10 @@ class EmbeddedServer:
         if self._admin is not None:
             self._admin.stop()
 
+    def is_loading(self) -> bool:
+        """Whether a version is being loaded; `stop` does not wait for that."""
+        return self._manager is not None and self._manager.is_loading()
+
     def _missing_models(self) -> list[str] | None:
         manager = self._manager
         return None if manager is None or not manager.is_configured() else manager.missing_models()
@@ -291,3 +295,7 @@ def serve(config: ServingConfig) -> None:
             logger.warning("the parent process %d is gone", config.parent_pid)
             break
     server.stop()
+    if server.is_loading():
+        # Nothing ends a load of TensorFlow's halfway, and the interpreter would wait for its thread.
+        logging.shutdown()
+        os._exit(0)

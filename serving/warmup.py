@@ -4,16 +4,18 @@
 records.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from isthmus.serving import inference
+import numpy as np
+
+from isthmus.serving import inference, tensors
 from isthmus.serving.errors import RequestError
 from isthmus.serving.savedmodel import LoadedModel
 from isthmus.serving.status import Code
 
-__all__ = ["WARMUP_FILE", "replay"]
+__all__ = ["WARMUP_FILE", "records", "replay", "write"]
 
 WARMUP_FILE = Path("assets.extra") / "tf_serving_warmup_requests"
 MAX_NUM_RECORDS = 1000
@@ -30,7 +32,7 @@ def replay(model: LoadedModel, *, num_iterations: int = 1) -> int:
     if not path.is_file():
         return 0
     num_records = 0
-    for log in _records(path):
+    for log in records(path):
         num_records += 1
         if num_records > MAX_NUM_RECORDS:
             raise RequestError(
@@ -42,7 +44,34 @@ def replay(model: LoadedModel, *, num_iterations: int = 1) -> int:
     return num_records
 
 
-def _records(path: Path) -> Iterator[Any]:
+def write(path: Path, inputs: Mapping[str, Any], batch_sizes: Sequence[int], *, name: str) -> None:
+    """Write a file with one request of each batch size.
+
+    Args:
+        path: the file.
+        inputs: arrays of one row by input alias of the default signature.
+        batch_sizes: how often that row is repeated in each record.
+        name: the model's name in the records.
+    """
+    import tensorflow as tf
+    from tensorflow_serving.apis import prediction_log_pb2
+
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for size in batch_sizes:
+            log = prediction_log_pb2.PredictionLog()
+            request = log.predict_log.request
+            request.model_spec.name = name
+            for alias, array in inputs.items():
+                tensors.fill_proto(request.inputs[alias], np.repeat(array, size, axis=0), as_content=True)
+            writer.write(log.SerializeToString(deterministic=True))
+
+
+def records(path: Path) -> Iterator[Any]:
+    """The PredictionLogs of a warm-up file.
+
+    Raises:
+        RequestError: the file is not there, or is none.
+    """
     import tensorflow as tf
     from google.protobuf.message import DecodeError
     from tensorflow_serving.apis import prediction_log_pb2

@@ -155,7 +155,9 @@ def test_a_server_that_is_not_there_is_said_and_the_others_are_told(
 def test_without_models_config_somebody_must_say_that_nothing_is_lost(
     client: GrpcClient, sync: LabelSync
 ) -> None:
-    with pytest.raises(ServingError, match=r"replaces everything .* give --models-config, .* or --only-model"):
+    with pytest.raises(
+        ServingError, match=r"replaces everything .* give --models-config, .* or --only-model"
+    ):
         LabelSync(servers=sync.servers).tell(wanted(stable=1))
     with pytest.raises(ServingError, match="no champion of half was ever pushed"):
         sync.tell(wanted())
