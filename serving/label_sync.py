@@ -94,6 +94,7 @@ class LabelSync:
                     self.models_config,
                     merged(config, wanted, keep=serving, labels=_labels_in(config, wanted.name)),
                 )
+                logger.debug("step: models.config prepared")
             for server in self.servers:
                 found = there[server]
                 outcome[server] = (

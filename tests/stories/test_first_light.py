@@ -12,7 +12,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -20,59 +20,6 @@ import pytest
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 pytestmark = pytest.mark.slow
-
-#: Every Python of the story writes a line where it meets both frameworks in itself.
-WATCH_FRAMEWORKS = """
-import atexit, os, sys
-def report():
-    if {"torch", "tensorflow"} <= set(sys.modules):
-        with open(os.environ["BOTH_FRAMEWORKS"], "a") as file:
-            print(sys.argv, file=file)
-atexit.register(report)
-"""
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("story") / "store"
-
-
-@pytest.fixture(scope="module")
-def environment(store: Path) -> dict[str, str]:
-    watch = store.parent / "watch"
-    watch.mkdir()
-    (watch / "sitecustomize.py").write_text(WATCH_FRAMEWORKS)
-    kept = {
-        key: value for key, value in os.environ.items() if key not in {"MAKEFLAGS", "MAKELEVEL", "MFLAGS"}
-    }
-    return {**kept, "PYTHONPATH": str(watch), "BOTH_FRAMEWORKS": str(store.parent / "both")}
-
-
-def make(*arguments: str, environment: dict[str, str]) -> list[str]:
-    done = subprocess.run(
-        ["make", "--silent", *arguments],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=1500,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout.splitlines()
-
-
-@pytest.fixture(scope="module")
-def first_run(store: Path, environment: dict[str, str]) -> list[str]:
-    """The output of the one command, on an empty store."""
-    return make("train", "export", "pipeline", f"STORE={store}", environment=environment)
-
-
-@pytest.fixture(scope="module")
-def pushed(store: Path, first_run: list[str]) -> Path:
-    del first_run
-    (version,) = [folder for folder in (store / "serving/digits").iterdir() if folder.name.isdecimal()]
-    return version
 
 
 def test_one_command_ends_with_the_pushed_version_and_its_accuracy(
@@ -109,9 +56,9 @@ def test_the_served_model_says_what_torch_says_image_for_image(store: Path, push
 
 
 def test_a_second_run_does_no_work_and_says_so(
-    store: Path, pushed: Path, environment: dict[str, str]
+    store: Path, pushed: Path, make: Callable[..., list[str]]
 ) -> None:
-    lines = make("train", "export", "pipeline", f"STORE={store}", environment=environment)
+    lines = make("train", "export", "pipeline", f"STORE={store}")
     assert sum("up to date" in line for line in lines) >= 3, lines
     assert [folder.name for folder in (store / "serving/digits").iterdir()] == [pushed.name]
     names = {path.name for path in (store / "bundles/digits").glob("[!.]*")}
