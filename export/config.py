@@ -135,7 +135,8 @@ class ExportConfig:
     """The limits of every stage."""
 
     rungs: tuple[Rung, ...] = ("onnx2tf", "direct")
-    """Ways to lower ONNX to TensorFlow, tried in this order; the first that passes every gate wins."""
+    """Ways to lower ONNX to TensorFlow, tried in this order, but `direct` first for a model with attention
+    (ladder.in_order says why); the first that passes every gate wins."""
 
     reference_images: int = 64
     """Real images every stage is measured on: at least 16, and all there are in a split of fewer."""

@@ -26,7 +26,7 @@ from isthmus.export import manifest as manifests
 from isthmus.export.config import ExportConfig, Rung
 from isthmus.export.errors import ExportError
 from isthmus.export.jobs import Job, JobRunner
-from isthmus.export.ladder import LOWER_MODULE, VERIFY_MODULE
+from isthmus.export.ladder import LOWER_MODULE, VERIFY_MODULE, in_order
 from isthmus.export.parity import StageResult
 from isthmus.export.photographs import folder_of_windows
 from isthmus.lineage.files import canonical_json, read_json
@@ -120,7 +120,7 @@ class CoverageRun:
         if not torch_half["stage"]["passed"]:
             return []
         rungs: list[dict[str, Any]] = []
-        for rung in self.config.rungs:
+        for rung in in_order(self.config.rungs, attention=torch_half["attention"]):
             rungs.append(self._rung(runner, folder, rung, torch_half))
             if rungs[-1]["passed"]:
                 break

@@ -76,18 +76,20 @@ class Ladder:
     torch_half: Path
     """Where the torch half leaves what reduced precision is measured on, if it is asked to."""
 
-    def start_lowering(self, rung: Rung) -> Job:
+    def start_lowering(self, place: int = 0) -> Job:
         """Start a rung's first process ahead of time: TensorFlow's import takes as long as the torch half."""
-        return self.runner.start(LOWER_MODULE, self.folder / f"lower-{rung}")
+        return self.runner.start(LOWER_MODULE, self.folder / f"lower-{place}")
 
-    def climb(self, first_stage: StageResult, first_job: Job) -> list[Attempt]:
+    def climb(
+        self, first_stage: StageResult, first_job: Job, *, rungs: Sequence[Rung]
+    ) -> list[Attempt]:
         """Try rung after rung until one passes every gate; returns all tries, the one that passed last.
 
         `first_job` is the first rung's process, already started.
         """
         attempts: list[Attempt] = []
-        for rung in self.config.rungs:
-            job = first_job if not attempts else self.start_lowering(rung)
+        for rung in rungs:
+            job = first_job if not attempts else self.start_lowering(len(attempts))
             with job:
                 attempts.append(self._try(rung, job, first_stage))
             if attempts[-1].problem is None:
@@ -166,6 +168,17 @@ class Ladder:
         if not self.config.is_reduced:
             return {}
         return {"evaluation": str(self.torch_half / "evaluation.npz"), "reduced": vars(self.config.reduced)}
+
+
+def in_order(rungs: Sequence[Rung], *, attention: bool) -> tuple[Rung, ...]:
+    """The configured rungs, `direct` at the front for a graph with attention.
+
+    onnx2tf turns axes around, and at each product of two computed matrices it finds out by trial which turn is
+    right: it builds the whole net up to there anew and runs it. Such nets take it minutes and more memory than
+    the rest of the export (efficientvit_b0: 153 s and 1,017 MB, direct 7 s and 864 MB), and the larger half of
+    them it does not carry.
+    """
+    return tuple(sorted(rungs, key=lambda rung: rung != "direct")) if attention else tuple(rungs)
 
 
 def _in_one_line(failures: Sequence[StageResult]) -> str:

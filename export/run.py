@@ -21,7 +21,7 @@ from isthmus.export.config import ExportConfig
 from isthmus.export.elsewhere import ReferenceImages
 from isthmus.export.errors import ExportError, ParityRefusedError
 from isthmus.export.jobs import Job, JobRunner
-from isthmus.export.ladder import Attempt, Ladder, winner
+from isthmus.export.ladder import Attempt, Ladder, in_order, winner
 from isthmus.export.parity import Report, StageResult
 from isthmus.export.recording import is_known, recorded
 from isthmus.export.reference import Reference
@@ -161,7 +161,7 @@ class _Exporter:
         # Three things that take seconds before they do any work: torch, TensorFlow, MLflow.
         with (
             self._start_torch_half() as torch_half,
-            self.ladder.start_lowering(self.config.rungs[0]) as first_rung,
+            self.ladder.start_lowering() as first_rung,
             recorded(
                 name=self.name,
                 checkpoint=self.source,
@@ -174,7 +174,8 @@ class _Exporter:
         ):
             torch_result = self._finish_torch_half(torch_half)
             stage = StageResult(**torch_result["stage"])
-            attempts = self.ladder.climb(stage, first_rung) if self._may_go_on(stage) else []
+            rungs = in_order(self.config.rungs, attention=torch_result["attention"])
+            attempts = self.ladder.climb(stage, first_rung, rungs=rungs) if self._may_go_on(stage) else []
             chosen = winner(attempts, self.config)
             if chosen is None:
                 raise self._refusal(stage, attempts)

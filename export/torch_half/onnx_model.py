@@ -87,7 +87,21 @@ def finish_onnx(exported: Any, target: Path) -> dict[str, Any]:
     _check_interface(graph)
     onnx.checker.check_model(graph)
     target.write_bytes(graph.SerializeToString(deterministic=True))
-    return {"simplified": simplified, "nodes": len(graph.graph.node)}
+    return {
+        "simplified": simplified,
+        "nodes": len(graph.graph.node),
+        "attention": _has_attention(graph.graph),
+    }
+
+
+def _has_attention(graph: Any) -> bool:
+    """Whether two computed matrices are multiplied anywhere."""
+    stored = {tensor.name for tensor in graph.initializer}
+    stored |= {node.output[0] for node in graph.node if node.op_type == "Constant"}
+    return any(
+        node.op_type in ("MatMul", "Einsum") and len(node.input) > 1 and not stored.intersection(node.input)
+        for node in graph.node
+    )
 
 
 def _export_torchscript(model: torch.nn.Module, example: torch.Tensor, target: Path, opset: int) -> None:
