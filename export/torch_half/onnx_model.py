@@ -38,7 +38,8 @@ def write_onnx(
         opset: ONNX operator set version.
 
     Returns:
-        {"simplified": whether onnxsim's form is the one written, "nodes": number of nodes}.
+        {"simplified": whether onnxsim's form is the one written, "nodes": number of nodes, "attention": whether two
+        computed matrices are multiplied}.
 
     Raises:
         ExportError: The exporter refuses the model; the text names the operator.
@@ -75,7 +76,8 @@ def finish_onnx(exported: Any, target: Path) -> dict[str, Any]:
     """Simplify a graph, hold it to the bridge's interface and write it.
 
     Returns:
-        {"simplified": whether onnxsim's form is the one written, "nodes": number of nodes}.
+        {"simplified": whether onnxsim's form is the one written, "nodes": number of nodes, "attention": whether two
+        computed matrices are multiplied}.
 
     Raises:
         ExportError: Another interface than `images` with a dynamic batch → `logits`.
