@@ -120,6 +120,13 @@ $(STORE)/bundles/$(NAME)/latest: | $(STORE)/checkpoints/$(NAME)/latest
 $(STORE)/serving/$(NAME): | $(STORE)/bundles/$(NAME)/latest
 	@$(ISTHMUS) pipeline $(OVERRIDES)
 
+# The image of the pipeline's tasks on a cluster; IMAGE_TARGET=dataflow for one that Dataflow's workers start, too.
+IMAGE ?= isthmus:$(shell sed -n 's/^version = *//p' setup.cfg)
+IMAGE_TARGET ?= pipeline
+.PHONY: image
+image: ## build the pipeline's container image (IMAGE=registry/name:tag, IMAGE_TARGET=dataflow)
+	docker build --file tfx_pipeline/Dockerfile --target $(IMAGE_TARGET) --tag $(IMAGE) .
+
 # ---- quality --------------------------------------------------------------------------------------------------
 
 # torch and TensorFlow never share a process, so neither do their tests.
