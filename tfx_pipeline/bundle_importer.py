@@ -36,9 +36,11 @@ def manifest_links(manifest: dict[str, Any]) -> dict[str, str]:
         "timm_model": manifest["model"].get("name"),
         "checkpoint_sha256": training.get("checkpoint_sha256"),
         "training_run_id": (training.get("mlflow") or {}).get("run_id"),
+        "torch_model_id": (training.get("mlflow") or {}).get("model_id"),
         "onnx_sha256": export.get("onnx_sha256"),
         "rung": export.get("rung"),
         "export_run_id": (export.get("mlflow") or {}).get("run_id"),
+        "onnx_model_id": (export.get("mlflow") or {}).get("onnx_model_id"),
         "saved_model_id": (export.get("mlflow") or {}).get("saved_model_id"),
         "saved_model_digest": manifest["saved_model_digest"],
     }
