@@ -12,6 +12,7 @@ TASKS = (
     "SchemaGen",
     "ImportSchemaGen",
     "ExampleValidator",
+    "DataReport",
     "BundleImporter",
     "ParityValidator",
     "ChampionResolver",

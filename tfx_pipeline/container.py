@@ -8,6 +8,7 @@ entry point leaves out:
 - Artifacts on an object store are brought to this machine and results taken back. TensorFlow 2.21 opens gs:// but
   no s3://, and much of TFX and all of a SavedModel's loading go through TensorFlow. Only where Beam's workers are
   elsewhere (Dataflow, Flink, Spark) do Beam's components get the places themselves: a worker sees no local copy.
+- Artifact types of our own are known by name.
 - An error that was foreseen ends the task with one line and its exit code, not with a traceback.
 - The file that tells the orchestrator what came out is written last, when everything it names is there.
 """
@@ -129,6 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         import importlib
 
         entry_point = importlib.import_module(_ENTRY_POINT)
+        _name_artifact_types()
     try:
         with tempfile.TemporaryDirectory(prefix="isthmus-task-") as scratch:
             staging = Staging(executor_input, Path(scratch))
@@ -150,6 +152,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         return int(exit_code)
     return 0
+
+
+def _name_artifact_types() -> None:
+    """Tell TFX where our types are: the IR has only their names, which TFX takes for import paths."""
+    from tfx.orchestration.kubeflow.v2 import compiler_utils
+    from tfx.types.artifact import Artifact
+
+    from isthmus.tfx_pipeline import artifacts
+
+    for kind in vars(artifacts).values():
+        if isinstance(kind, type) and issubclass(kind, Artifact) and kind is not Artifact:
+            compiler_utils.TITLE_TO_CLASS_PATH[kind.TYPE_NAME] = f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _is_beam(executor_class_path: str) -> bool:
