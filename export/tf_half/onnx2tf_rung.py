@@ -43,6 +43,7 @@ def lower(onnx_path: Path) -> Callable[[tf.Tensor], tf.Tensor]:
     keras_model = _convert(model)
     graph, input_name, output_name = _freeze(keras_model, onnx_path)
     _spell_out_squared_differences(graph)
+    _keep_grouped_convolutions_apart(graph)
 
     def logits(images: tf.Tensor) -> tf.Tensor:
         (result,) = tf.graph_util.import_graph_def(
@@ -166,3 +167,29 @@ def _spell_out_squared_differences(graph: graph_pb2.GraphDef) -> None:
         node.op = "Mul"
         del node.input[:]
         node.input.extend([difference.name, difference.name])
+
+
+def _keep_grouped_convolutions_apart(graph: graph_pb2.GraphDef) -> None:
+    """Put a check of the shape after each Conv2D with groups, in place.
+
+    Grappler would fuse it with the bias that follows, and TensorFlow's own fused kernel, which runs wherever oneDNN
+    does not (x86 without AVX512-VNNI), refuses groups: the model would fail at its first request. Grappler does not
+    see through the check.
+    """
+    imported = tf.Graph()
+    with imported.as_default():
+        tf.graph_util.import_graph_def(graph, name="")
+    for node in list(graph.node):
+        if node.op != "Conv2D":
+            continue
+        operation = imported.get_operation_by_name(node.name)
+        image, kernel = operation.inputs
+        channels = image.shape[3 if node.attr["data_format"].s != b"NCHW" else 1]
+        if channels == kernel.shape[2]:
+            continue
+        check = graph.node.add()
+        check.name, check.op, check.device = node.name, "EnsureShape", node.device
+        node.name = f"{node.name}/grouped"
+        check.input.append(node.name)
+        check.attr["T"].CopyFrom(attr_value_pb2.AttrValue(type=node.attr["T"].type))
+        check.attr["shape"].CopyFrom(attr_value_pb2.AttrValue(shape=operation.outputs[0].shape.as_proto()))

@@ -30,6 +30,21 @@ def hard_sigmoid(x: Any, alpha: float, beta: float) -> Any:
     return tf.clip_by_value(x * np.float32(alpha) + np.float32(beta), 0.0, 1.0)
 
 
+def hard_swish(x: Any) -> Any:
+    """x * hard_sigmoid(x), written as TensorFlow's remapper knows it."""
+    return x * (tf.nn.relu6(x + 3.0) * np.float32(1 / 6))
+
+
+def silu(x: Any) -> Any:
+    """x * sigmoid(x), which TensorFlow's remapper fuses."""
+    return x * tf.sigmoid(x)
+
+
+def silu_of_few(x: Any) -> Any:
+    """The same for a handful of numbers, in a form that is not fused: the fused kernel wakes all threads."""
+    return x / (np.float32(1) + tf.exp(-x))
+
+
 def gelu(x: Any, approximate: str = "none") -> Any:
     """Exact (erf) or tanh-approximated GELU, written as TensorFlow's remapper knows it."""
     if approximate == "tanh":
@@ -49,7 +64,9 @@ _register("Sigmoid", tf.sigmoid)
 _register("Softplus", tf.math.softplus)
 _register("Softsign", tf.math.softsign)
 _register("Mish", lambda x: x * tf.tanh(tf.math.softplus(x)))
-_register("HardSwish", lambda x: x * (tf.nn.relu6(x + 3.0) * np.float32(1 / 6)))
+_register("HardSwish", hard_swish)
+internal("HardSwish")(lambda _, x: elementwise(hard_swish, x))
+internal("Silu")(lambda _, x: elementwise(silu, x))
 _register("HardSigmoid", hard_sigmoid, {"alpha": 0.2, "beta": 0.5})
 _register("LeakyRelu", tf.nn.leaky_relu, {"alpha": 0.01})
 _register("Elu", lambda x, alpha: tf.where(x > 0, x, alpha * tf.math.expm1(x)), {"alpha": 1.0})

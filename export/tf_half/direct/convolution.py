@@ -97,7 +97,10 @@ def _conv2d(
     if groups == channels and groups > 1:
         return _depthwise(x, w, strides, dilations, padding)
     kernel = graph_constant(np.ascontiguousarray(w.transpose(2, 3, 1, 0)))
-    return tf.nn.conv2d(x, kernel, strides, padding, dilations=dilations)
+    result = tf.nn.conv2d(x, kernel, strides, padding, dilations=dilations)
+    # Grappler fuses a convolution with the bias after it, and TensorFlow's own fused kernel, which runs wherever
+    # oneDNN does not (x86 without AVX512-VNNI), refuses groups. It does not see through this check of the shape.
+    return result if groups == 1 else tf.ensure_shape(result, result.shape)
 
 
 def _depthwise(x: Any, w: np.ndarray, strides: list[int], dilations: list[int], padding: Any) -> Any:
@@ -113,6 +116,8 @@ def _depthwise(x: Any, w: np.ndarray, strides: list[int], dilations: list[int], 
     if thinned and padding == "SAME":
         pads = same_pads(x.shape[1:3], kernel.shape[:2], strides, (1, 1))
         padding = [[0, 0], *[list(pair) for pair in pads], [0, 0]]
+    if not isinstance(padding, str) and not thinned:
+        kernel, padding = _widened(kernel, x.shape[1:3], strides, padding)
     if not isinstance(padding, str):
         # Not handed to the operator: on an explicit depthwise padding grappler's shape inference aborts the
         # whole process.
@@ -120,6 +125,27 @@ def _depthwise(x: Any, w: np.ndarray, strides: list[int], dilations: list[int], 
     steps = [1, 1, 1, 1] if thinned else [1, *strides, 1]
     result = tf.nn.depthwise_conv2d(x, graph_constant(np.ascontiguousarray(kernel)), steps, padding)
     return result[:, :: strides[0], :: strides[1]] if thinned else result
+
+
+def _widened(kernel: np.ndarray, spatial: Sequence[int], strides: list[int], padding: Any) -> tuple[Any, Any]:
+    """A [kh, kw, …] kernel with zeros around it for which "SAME" pads as is wanted, and that; else both as given.
+
+    A stride of 2 over an even size, as torch pads it, wants one pixel more before than "SAME" gives. One more row
+    and column of zeros in the kernel cost less than a padded copy of the image.
+    """
+    around = []
+    for size, extent, stride, (before, after) in zip(
+        spatial, kernel.shape, strides, padding[1:3], strict=False
+    ):
+        steps = (size + before + after - extent) // stride + 1
+        for lead, trail in ((0, 0), (0, 1), (1, 0)):
+            ((added, _),) = same_pads([size], [extent + lead + trail], [stride], [1])
+            if steps == -(-size // stride) and added == before + lead:
+                around.append((lead, trail))
+                break
+        else:
+            return kernel, padding
+    return np.pad(kernel, [*around, (0, 0), (0, 0)]), "SAME"
 
 
 def _dilate(kernel: np.ndarray, dilations: Sequence[int]) -> np.ndarray:

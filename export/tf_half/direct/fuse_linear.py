@@ -1,4 +1,8 @@
-"""Products with a constant matrix become linear layers of any rank, with bias and activation."""
+"""Products with a constant matrix become linear layers of any rank, with bias and activation.
+
+So do convolutions of a single pixel, which squeeze-and-excitation is made of: a convolution kernel wakes all
+threads for it, which costs several times the work itself.
+"""
 
 from __future__ import annotations
 
@@ -67,16 +71,42 @@ def is_vector_on(array: np.ndarray, width: int, rank: int) -> bool:
     return array.size == width and 0 < array.ndim <= rank and array.shape[-1] == width
 
 
+def make_point_linear(graph: Graph) -> None:
+    """Conv of a 1 × 1 image with a 1 × 1 kernel."""
+    for node in list(graph.nodes):
+        if node.op_type != "Conv" or node.domain not in ("", INTERNAL_DOMAIN):
+            continue
+        weight = graph.constant(node.inputs[1])
+        if weight is None or any(graph.constant(name) is None for name in node.inputs[2:] if name):
+            continue
+        sizes = [*graph.dims(node.inputs[0])[2:], *graph.dims(node.outputs[0])[2:]]
+        one_pixel = all(entry == 1 for size in sizes for entry in size) and set(weight.shape[2:]) == {1}
+        if not one_pixel or node.attrs.get("group", 1) != 1:
+            continue
+        matrix = graph.add_constant(node.inputs[1], np.ascontiguousarray(weight.reshape(weight.shape[:2]).T))
+        inputs = [node.inputs[0], matrix, *node.inputs[2:]]
+        dims = graph.dims(node.outputs[0])
+        replace(graph, node, internal_node("PointLinear", node, inputs, node.outputs, dims))
+
+
+_FUSED = {
+    "Linear": ("Gelu", "Relu"),
+    "PointLinear": ("Gelu", "Relu", "Silu", "Sigmoid", "HardSwish", "HardSigmoid"),
+}
+
+
 def fuse_activations(graph: Graph) -> None:
     """Linear -> Gelu or Relu: applied inside, on the rank-2 product, where oneDNN fuses it."""
     uses = Uses(graph)
     for node in list(graph.nodes):
-        if node.domain != INTERNAL_DOMAIN or node.op_type != "Linear":
+        if node.domain != INTERNAL_DOMAIN or node.op_type not in _FUSED:
             continue
-        reader = uses.only_reader(node.outputs[0], "Gelu", "Relu")
+        reader = uses.only_reader(node.outputs[0], *_FUSED[node.op_type])
         if reader is None:
             continue
         tanh = reader.attrs.get("approximate", "none") == "tanh"
         node.attrs["activation"] = "GeluTanh" if tanh else reader.op_type
+        if reader.op_type == "HardSigmoid":
+            node.attrs["parameters"] = [reader.attrs.get("alpha", 0.2), reader.attrs.get("beta", 0.5)]
         node.outputs = list(reader.outputs)
         graph.nodes.remove(reader)

@@ -8,16 +8,20 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from isthmus.export.tf_half.direct.activations import gelu
+from isthmus.export.tf_half.direct.activations import gelu, hard_sigmoid, hard_swish, silu_of_few
 from isthmus.export.tf_half.direct.graph import Node
 from isthmus.export.tf_half.direct.layout import elementwise
 from isthmus.export.tf_half.direct.registry import constant_input, internal, op
-from isthmus.export.tf_half.direct.values import Value, graph_constant, identity
+from isthmus.export.tf_half.direct.values import Value, channels_last, graph_constant, identity
 
 ACTIVATIONS = {
     "Gelu": gelu,
     "GeluTanh": lambda x: gelu(x, "tanh"),
     "Relu": tf.nn.relu,
+    "Silu": silu_of_few,
+    "Sigmoid": tf.sigmoid,
+    "HardSwish": hard_swish,
+    "HardSigmoid": hard_sigmoid,
 }
 
 
@@ -33,14 +37,31 @@ def linear(node: Node, x: Value, w: Value, b: Value | None = None) -> Value:
     tensor = x.stored(order)
     lead = tensor.shape[:-1]
     flat = tensor if x.rank == 2 else tf.reshape(tensor, [-1, weight.shape[0]])
-    result = tf.matmul(flat, graph_constant(weight))
-    if b is not None:
-        result = tf.nn.bias_add(result, graph_constant(constant_input(node, b, "bias")))
-    if node.attrs.get("activation"):
-        result = ACTIVATIONS[node.attrs["activation"]](result)
+    result = _product(node, flat, weight, b)
     if x.rank != 2:
         result = tf.reshape(result, _lead_spec(tensor, lead, weight.shape[1]))
     return Value.of(result, order)
+
+
+@internal("PointLinear")
+def point_linear(node: Node, x: Value, w: Value, b: Value | None = None) -> Value:
+    """x [N, K, 1, …] as a linear layer of rank 2, and back to [N, M, 1, …]."""
+    weight = constant_input(node, w, "weight")
+    # With one axis longer than 1 beside the batch, the order in storage is of no matter unless the batch is last.
+    order = x.order if x.order[0] == 0 else channels_last(x.rank)
+    result = _product(node, tf.reshape(x.stored(order), [-1, weight.shape[0]]), weight, b)
+    order = channels_last(x.rank)
+    return Value.of(tf.reshape(result, [-1, *[1] * (x.rank - 2), weight.shape[1]]), order)
+
+
+def _product(node: Node, flat: Any, weight: np.ndarray, bias: Value | None) -> Any:
+    """flat [rows, K] @ weight [K, M], plus bias [M], through the activation that the node names."""
+    result = tf.matmul(flat, graph_constant(weight))
+    if bias is not None:
+        result = tf.nn.bias_add(result, graph_constant(constant_input(node, bias, "bias")))
+    if node.attrs.get("activation"):
+        result = ACTIVATIONS[node.attrs["activation"]](result, *node.attrs.get("parameters", ()))
+    return result
 
 
 def _lead_spec(tensor: Any, lead: Any, features: int) -> Any:

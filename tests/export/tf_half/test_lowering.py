@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -85,3 +87,62 @@ def test_a_file_that_is_not_there(tmp_path):
 def test_an_unknown_rung(tiny_cnn):
     with pytest.raises(ExportError, match="unknown rung 'ladder'; one of onnx2tf, direct"):
         lowering.lower(tiny_cnn, rung="ladder")
+
+
+def grouped_cnn(path: Path) -> Path:
+    """Convolutions with groups, each with a bias and an activation: what ResNeXt is made of."""
+    rng = np.random.default_rng(0)
+    weights = {"w": (8, 3, 3, 3), "b": (8,), "v": (8, 4, 3, 3), "c": (8,), "head": (8, 4)}
+    nodes = [
+        helper.make_node("Conv", ["images", "w", "b"], ["x"], pads=[1, 1, 1, 1], name="/stem"),
+        helper.make_node("Relu", ["x"], ["r"]),
+        helper.make_node("Conv", ["r", "v", "c"], ["y"], pads=[1, 1, 1, 1], group=2, name="/grouped"),
+        helper.make_node("Relu", ["y"], ["s"]),
+        helper.make_node("ReduceMean", ["s"], ["m"], axes=[2, 3], keepdims=0),
+        helper.make_node("MatMul", ["m", "head"], ["logits"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "grouped",
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["N", 3, 16, 16])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 4])],
+        [
+            onnx.numpy_helper.from_array(rng.normal(size=shape).astype(np.float32), name)
+            for name, shape in weights.items()
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    model.ir_version = 8
+    onnx.save(model, path)
+    return path
+
+
+def test_grouped_convolutions_run_where_onednn_does_not(tmp_path):
+    """On x86 without AVX512-VNNI TensorFlow uses kernels of its own, whose fused convolution refuses groups."""
+    model = grouped_cnn(tmp_path / "grouped.onnx")
+    images = np.random.default_rng(1).normal(size=(2, 16, 16, 3)).astype(np.float32)
+    np.save(tmp_path / "images.npy", images)
+    session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
+    expected = session.run(None, {"images": images.transpose(0, 3, 1, 2)})[0]
+    program = """if True:
+        import sys
+        from pathlib import Path
+        import numpy as np
+        import tensorflow as tf
+        from isthmus.export.tf_half import lowering
+        folder = Path(sys.argv[1])
+        for rung in lowering.RUNGS:
+            logits = tf.function(lowering.lower(folder / "grouped.onnx", rung=rung), autograph=False)
+            np.save(folder / f"{rung}.npy", logits(tf.constant(np.load(folder / "images.npy"))))
+    """
+    environment = {**os.environ, "TF_ENABLE_ONEDNN_OPTS": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)],
+        check=False,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    for rung in lowering.RUNGS:
+        np.testing.assert_allclose(np.load(tmp_path / f"{rung}.npy"), expected, rtol=1e-4, atol=1e-4)

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from onnx import helper
+
+from isthmus.export.tf_half.direct.convolution import conv
+from isthmus.export.tf_half.direct.graph import Node
+from isthmus.export.tf_half.direct.values import Run, Value, current_run
 
 CONVOLUTIONS = [
     {},
@@ -75,3 +80,23 @@ def test_conv_transpose(agree, rng, attributes, groups):
 def test_conv_transpose_1d(agree, rng):
     x, w = rng.standard_normal((2, 4, 7), np.float32), rng.standard_normal((4, 3, 4), np.float32)
     agree(helper.make_node("ConvTranspose", ["x", "w"], ["y"], strides=[2], pads=[1, 1]), {"x": x}, {"w": w})
+
+
+@pytest.mark.parametrize("kernel", [3, 5])
+@pytest.mark.parametrize("size", [8, 9])
+def test_no_padded_copy_before_a_depthwise_stride_as_torch_pads_it(agree, rng, kernel, size):
+    """An even size wants another padding than SAME gives: the kernel grows instead of the image."""
+    x = rng.standard_normal((2, size, size, 4), np.float32)
+    w = rng.standard_normal((4, 1, kernel, kernel), np.float32)
+    node = helper.make_node("Conv", ["x", "w"], ["y"], group=4, strides=[2, 2], pads=[kernel // 2] * 4)
+    agree(node, {"x": np.ascontiguousarray(x.transpose(0, 3, 1, 2))}, {"w": w})
+
+    attributes = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
+    emitted = Node(op_type="Conv", inputs=["x", "w"], outputs=["y"], attrs=attributes)
+    token = current_run.set(Run(batch_sizes=(2,)))
+    with tf.Graph().as_default() as graph:
+        conv(emitted, Value.of(tf.constant(x), (0, 2, 3, 1)), Value.const(w))
+    current_run.reset(token)
+    operators = {operation.type for operation in graph.get_operations()}
+    assert "DepthwiseConv2dNative" in operators
+    assert "Pad" not in operators

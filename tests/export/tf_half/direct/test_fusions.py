@@ -160,3 +160,55 @@ def test_an_expand_that_matters_stays(agree, rng):
     ]
     feeds = {"x": rng.standard_normal((2, 5, 6), np.float32)}
     hold(agree, nodes, feeds, {"two": np.float32(2)}, ["ReduceMean", "Expand", "Mul"])
+
+
+GATES = {
+    # Squeeze-and-excitation as EfficientNet and as MobileNetV3 have it.
+    "swish, sigmoid": [("Sigmoid", ["a"], ["s"]), ("Mul", ["a", "s"], ["h"]), ("Sigmoid", ["b"], ["g"])],
+    "relu, hard sigmoid": [("Relu", ["a"], ["h"]), ("HardSigmoid", ["b"], ["g"])],
+    "hard swish, hard sigmoid": [("HardSwish", ["a"], ["h"]), ("HardSigmoid", ["b"], ["g"])],
+}
+
+
+@pytest.mark.parametrize("form", GATES)
+@pytest.mark.parametrize("last", [False, True])
+def test_convolutions_of_one_pixel_are_linear_layers(agree, rng, form, last):
+    """With their activations: what is left beside them is the mean and the product."""
+    *inner, gate = [helper.make_node(*parts) for parts in GATES[form]]
+    nodes = [
+        helper.make_node("ReduceMean", ["x"], ["m"], axes=[2, 3], keepdims=1),
+        helper.make_node("Conv", ["m", "w1", "b1"], ["a"], kernel_shape=[1, 1]),
+        *inner,
+        helper.make_node("Conv", ["h", "w2", "b2"], ["b"], kernel_shape=[1, 1]),
+        gate,
+        helper.make_node("Mul", ["g", "x"] if last else ["x", "g"], ["y"]),
+    ]
+    feeds = {"x": 20 * rng.standard_normal((3, 8, 5, 4), np.float32)}
+    constants = {
+        "w1": rng.standard_normal((2, 8, 1, 1), np.float32),
+        "b1": rng.standard_normal(2, np.float32),
+        "w2": rng.standard_normal((8, 2, 1, 1), np.float32),
+        "b2": rng.standard_normal(8, np.float32),
+    }
+    hold(agree, nodes, feeds, constants, ["ReduceMean", "PointLinear", "PointLinear", "Mul"])
+
+
+def test_swish_after_a_convolution_stays_outside_for_grappler_to_fuse(agree, rng):
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"], kernel_shape=[1, 1]),
+        helper.make_node("Sigmoid", ["a"], ["s"]),
+        helper.make_node("Mul", ["s", "a"], ["y"]),
+    ]
+    feeds = {"x": rng.standard_normal((2, 3, 5, 4), np.float32)}
+    hold(agree, nodes, feeds, {"w": rng.standard_normal((4, 3, 1, 1), np.float32)}, ["Conv", "Silu"])
+
+
+def test_a_gate_of_something_else_is_no_swish(agree, rng):
+    nodes = [
+        helper.make_node("Sigmoid", ["z"], ["s"]),
+        helper.make_node("Mul", ["s", "x"], ["p"]),
+        helper.make_node("HardSigmoid", ["p"], ["h"], alpha=0.3),
+        helper.make_node("Mul", ["h", "p"], ["y"]),
+    ]
+    feeds = {name: rng.standard_normal((2, 3), np.float32) for name in ("x", "z")}
+    hold(agree, nodes, feeds, {}, ["Sigmoid", "Mul", "HardSigmoid", "Mul"])
