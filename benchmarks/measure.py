@@ -28,6 +28,8 @@ class Measured:
     peak_rss_gib: float
     """Largest sum of the resident memory of its process tree, sampled five times a second.
     Pages that processes share count once for each."""
+    peak_process_gib: float
+    """Largest resident memory of one process of the tree, sampled as often."""
     lines: list[str]
     """What it printed, standard output and error together."""
 
@@ -43,7 +45,7 @@ def run(command: Sequence[str]) -> Measured:
         text=True,
         stdin=subprocess.DEVNULL,
     )
-    peak = [0]
+    peak = [0, 0]
     watcher = threading.Thread(target=_watch, args=(process, peak), daemon=True)
     watcher.start()
     output, _ = process.communicate()
@@ -55,6 +57,7 @@ def run(command: Sequence[str]) -> Measured:
         wall_s=time.perf_counter() - started,
         cpu_s=after.children_user + after.children_system - before.children_user - before.children_system,
         peak_rss_gib=peak[0] / 2**30,
+        peak_process_gib=peak[1] / 2**30,
         lines=output.splitlines(),
     )
 
@@ -66,9 +69,10 @@ def _watch(process: subprocess.Popen[str], peak: list[int]) -> None:
         try:
             for member in (root, *root.children(recursive=True)):
                 try:
-                    total += member.memory_info().rss
+                    resident = member.memory_info().rss
                 except psutil.NoSuchProcess:
                     continue
+                total, peak[1] = total + resident, max(peak[1], resident)
         except psutil.NoSuchProcess:
             return
         peak[0] = max(peak[0], total)
