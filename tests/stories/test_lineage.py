@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -196,6 +197,86 @@ def test_every_subject_leads_to_the_chain(
     ):
         assert versions(subject) == new, subject
     assert versions(pushed) == {"digits/1"}
+
+
+def test_mlflow_and_mlmd_name_each_other_and_every_slice_is_linked(
+    promoted: Told, store: Path, second: Second
+) -> None:
+    del promoted
+    from isthmus.lineage import registry, tracking
+
+    client = tracking.connect(store)
+    version = registry.get("digits", 2)
+    ids = json.loads((second.bundle / "manifest.json").read_text())["export"]["mlflow"]
+    training = json.loads((second.bundle / "manifest.json").read_text())["training"]["mlflow"]
+    with closing(sqlite3.connect(f"file:{store / 'metadata.db'}?mode=ro", uri=True)) as mlmd:
+        query = "SELECT name, string_value FROM ArtifactProperty WHERE artifact_id = ?"
+        properties = dict(mlmd.execute(query, (version.tag("mlmd.model_artifact_id"),)).fetchall())
+    for name, value in (
+        ("torch_model_id", training["model_id"]),
+        ("training_run_id", training["run_id"]),
+        ("onnx_model_id", ids["onnx_model_id"]),
+        ("saved_model_id", ids["saved_model_id"]),
+        ("export_run_id", ids["run_id"]),
+        ("saved_model_digest", version.saved_model_digest),
+    ):
+        assert properties[name] == value, name
+    measured = client.get_logged_model(ids["saved_model_id"]).metrics
+    of_slices = [metric for metric in measured if metric.key.startswith("accuracy/")]
+    assert len(of_slices) >= 10
+    for metric in of_slices:
+        assert metric.dataset_digest == str(version.tag("dataset_digest"))[:36]
+        assert metric.run_id == version.run_id
+
+
+SCORE = """
+import json, sys
+from pathlib import Path
+import pandas
+from isthmus.lineage import tracking
+tracking.connect(Path(sys.argv[1]))
+import mlflow
+image = Path(sys.argv[3]).read_bytes()
+if sys.argv[2] == "saved_model":
+    frame = pandas.DataFrame({"image_bytes": [image]})
+    by_pyfunc = mlflow.pyfunc.load_model("models:/digits/2").predict(frame)
+    import tensorflow
+    function = mlflow.tensorflow.load_model("models:/digits/2")
+    by_tensorflow = function(image_bytes=tensorflow.constant([image]))
+    answers = [by_pyfunc["class_id"][0], by_tensorflow["class_id"].numpy()[0]]
+else:
+    import io
+    import torch
+    from PIL import Image
+    from timm.data import create_transform, resolve_data_config
+    model = mlflow.pytorch.load_model(f"models:/{sys.argv[2]}").eval()
+    transform = create_transform(**resolve_data_config({}, model=model))
+    with torch.no_grad():
+        answers = [model(transform(Image.open(io.BytesIO(image)).convert("RGB"))[None])[0].argmax()]
+print(json.dumps([int(answer) for answer in answers]))
+"""
+
+
+def test_mlflow_loads_and_scores_both_models(
+    promoted: Told, store: Path, second: Second, environment: dict[str, str]
+) -> None:
+    del promoted
+    manifest = json.loads((second.bundle / "manifest.json").read_text())
+    image = next((store / "data/digits/test/7").glob("*.png"))
+    answers = []
+    for which in ("saved_model", manifest["training"]["mlflow"]["model_id"]):
+        done = subprocess.run(
+            [sys.executable, "-c", SCORE, store, which, image],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        answers += json.loads(done.stdout.splitlines()[-1])
+    assert len(answers) == 3
+    assert len(set(answers)) == 1, answers
 
 
 @contextmanager
