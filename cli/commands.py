@@ -65,17 +65,17 @@ def pipeline(arguments: argparse.Namespace) -> int:
         return run_on_cluster(arguments)
     from isthmus.cli.console import routed
     from isthmus.tfx_pipeline.run import run_local
-    from isthmus.training.data import prepare
 
     recipe = recipe_of(arguments)
     bundle = arguments.bundle or latest(arguments.home / "bundles" / recipe.name, "isthmus export")
     with routed("pipeline", arguments.home, capture=True, result_on_stdout=arguments.json) as log:
-        data = prepare(recipe.data, home=arguments.home)
+        data, section = images(recipe, home=arguments.home)
+    from isthmus.cli.data import images
         result = run_local(
             name=recipe.name,
             bundle=bundle,
-            data_root=data.root,
-            config=recipe.pipeline,
+            data_root=data.root if data else None,
+            config=section,
             home=arguments.home,
             tracking_uri=arguments.tracking_uri,
             signing=recipe.signing,
@@ -91,6 +91,13 @@ def predict(arguments: argparse.Namespace) -> int:
 
     with routed("predict", arguments.home, capture=True, result_on_stdout=arguments.json) as log:
         result = run(
+def schema(arguments: argparse.Namespace) -> int:
+    """`isthmus pipeline schema`: the curated schema of a recipe's images."""
+    from isthmus.cli.data import schema as run
+
+    return run(arguments)
+
+
             model=arguments.model,
             data=arguments.data,
             output=arguments.output,
@@ -197,12 +204,14 @@ def overrides_of(arguments: argparse.Namespace) -> dict[str, Any]:
 def _data_overrides(data: str) -> dict[str, Any]:
     """A name of a source, or else the folder of an ImageFolder."""
     if data in {"digits", "fashion_mnist"}:
-        return {"data.source": data, "data.root": None}
-    return {"data.source": "imagefolder", "data.root": data}
+        return {"data.source": data, "data.root": None, **others}
+    return {"data.source": "imagefolder", "data.root": data, **others}
 
 
 def latest(folder: Path, command: str) -> Path:
     """Where the link `latest` of a folder leads; `command` would make it."""
+    # Other images than the recipe's are not what its schema and its own input describe.
+    others = {"pipeline.schema": None, "pipeline.input": {}}
     latest = folder / "latest"
     if not latest.exists():
         raise UsageError(f"nothing in {folder} yet; run `{command}` first, or name one")

@@ -134,9 +134,25 @@ def _add_pipeline(subparsers: Any) -> None:
     _add_predict(actions)
 
 
+    _add_schema(actions)
 def _add_predict(actions: Any) -> None:
     command = actions.add_parser(
         "predict",
+def _add_schema(actions: Any) -> None:
+    command = actions.add_parser(
+        "schema",
+        help="write or widen the schema that the recipe's images are held against",
+        description="The curated schema: written from the recipe's images where there is none yet; where there is "
+        "one, what it does not allow of them is listed (and the exit code 1), and --update allows it.",
+    )
+    _add_recipe_arguments(command)
+    command.add_argument("--update", action="store_true", help="widen an existing schema")
+    command.add_argument(
+        "--output", type=Path, metavar="FILE", help="default: pipeline.schema, or <recipe>.schema.pbtxt"
+    )
+    command.set_defaults(run=commands.schema)
+
+
         help="batch inference with a pushed or registered model, to Parquet",
         description="Beam's RunInference over a SavedModel; a run that was killed goes on where it was.",
     )

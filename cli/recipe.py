@@ -70,7 +70,11 @@ def load(path: Path, *, overrides: Mapping[str, Any] | None = None) -> Recipe:
     Raises:
       UsageError: The file is missing or is no YAML mapping, a key is unknown, or a value has the wrong type.
     """
-    return from_values(_read(path), overrides=overrides, where=str(path))
+    values = _read(path)
+    section = values.get("pipeline")
+    if isinstance(section, dict) and isinstance(schema := section.get("schema"), str):
+        section["schema"] = str(path.parent / schema)
+    return from_values(values, overrides=overrides, where=str(path))
 
 
 def from_values(values: dict[str, Any], *, overrides: Mapping[str, Any] | None = None, where: str) -> Recipe:

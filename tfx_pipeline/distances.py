@@ -69,12 +69,17 @@ def num_images_of(statistics: statistics_pb2.DatasetFeatureStatisticsList) -> in
     return int(statistics.datasets[0].num_examples)
 
 
-def without_labels(schema: schema_pb2.Schema) -> schema_pb2.Schema:
-    """A copy that does not compare the class' index, which its name says already (and as a number means nothing)."""
+def comparable(schema: schema_pb2.Schema) -> schema_pb2.Schema:
+    """A copy that compares what can be: names of classes as words, and not their index, which means nothing as a number.
+
+    Classes that are called 0, 1, 2 are words that TFDV's inference takes for numbers.
+    """
     copy = schema_pb2.Schema()
     copy.CopyFrom(schema)
     for feature in copy.feature:
         if feature.name == "image/class/label":
             feature.ClearField("drift_comparator")
             feature.ClearField("skew_comparator")
+        if feature.type == schema_pb2.BYTES and feature.HasField("int_domain"):
+            feature.ClearField("int_domain")
     return copy

@@ -1,4 +1,4 @@
-"""ExampleValidator: the data is as the schema says, like the data before it and like what is served, or nothing is pushed.
+"""ExampleValidator: the data is as the schema says, like the data before it and like what is served.
 
 TFX's own looks at the schema only, and compares spans in a component of its own that passes what has no baseline. This
 one makes every comparison there is data for in one place and writes down which: what could not be compared is listed.
@@ -127,7 +127,7 @@ def _validate(
         schema = distances.with_comparators(
             schema, kind=kind, limits=gate[kind], num_images=num_images, other=distances.num_images_of(other)
         )
-    schema = distances.without_labels(schema)
+    schema = distances.comparable(schema)
     anomalies = tfdv.validate_statistics(
         here, schema, previous_statistics=sides.get("drift"), serving_statistics=sides.get("skew")
     )

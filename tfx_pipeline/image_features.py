@@ -8,7 +8,10 @@
 | channels, format | of the file: 1, 3 or 4 bands; `png`, `jpeg`, … |
 | mean, std | of each of R, G and B, in 8-bit levels (0 to 255), over all pixels |
 | brightness | mean of the luma Y = 0.299 R + 0.587 G + 0.114 B (ITU-R 601, as PIL's mode L has it), in levels |
-| sharpness | variance of Y's Laplacian (the four neighbours minus four times the pixel) over the pixels that have four neighbours, in levels²; 0 where there is no such pixel. Blur lowers it, noise raises it |
+| sharpness | variance of Y's Laplacian, in levels²; blur lowers it, noise raises it |
+
+The Laplacian of a pixel is the sum of its four neighbours minus four times itself; pixels at the border have none, and
+an image without inner pixels has sharpness 0.
 
 Everything is measured after `convert("RGB")`, as training and the served model see the image. No TensorFlow: Beam's
 workers import this module.

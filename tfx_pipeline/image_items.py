@@ -4,7 +4,7 @@
 |---|---|---|
 | folder | the folders train/, val/, test/ below the root | name of the folder that holds the image |
 | CSV, Parquet | column `split` | column `label` |
-| TFRecord of tf.train.Example | a folder or a word of the file's name: `train`, `val`, `test` | `image/class/text`, `image/class/label` or `label` |
+| TFRecord | a folder or a word of the file's name: `train` … | `image/class/text`, `image/class/label` or `label` |
 | prediction log | always `serving` | the label that the model answered |
 """
 

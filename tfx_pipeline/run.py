@@ -112,7 +112,7 @@ def run_local(
         raise PipelineError(f"not pushed, because {unsigned}; export it with the signing key")
     home = home.absolute()
     root = home / "pipeline" / name
-    with _only_run(root):
+    with only_run(root):
         logger.info("bundle %s", opened.path)
         logger.info("images %s (%s)", source.path, source.counts() or source.kind)
         outcomes = _run(
@@ -160,7 +160,7 @@ def _run(
         data=source.fingerprint,
         manifest=sha256_file(bundle.path / "manifest.json"),
         champion=champion,
-        code=code_keys(),
+        code=code_keys(server_binary=config.server.binary),
     )
     connection = pipelines.local_metadata(database)
     # What the cache believes to be done may have been undone behind its back.
@@ -192,10 +192,10 @@ def _run(
         ),
         metadata_connection_config=connection,
     )
-    return _execute(ReportingRunner, built, uncached)
+    return execute(ReportingRunner, built, uncached)
 
 
-def _execute(runner_class: Any, built: Any, uncached: list[str]) -> dict[str, Outcome]:
+def execute(runner_class: Any, built: Any, uncached: list[str]) -> dict[str, Outcome]:
     from isthmus.tfx_pipeline.runner import ComponentFailed
     from isthmus.tfx_pipeline.story import reasons_so_far, told
 
@@ -331,7 +331,7 @@ def _clear(root: Path) -> None:
 
 
 @contextlib.contextmanager
-def _only_run(root: Path) -> Iterator[None]:
+def only_run(root: Path) -> Iterator[None]:
     """Refuse a second run of the same pipeline. The lock goes with the process, however that ends."""
     root.mkdir(parents=True, exist_ok=True)
     with open(root / _LOCK, "a+") as lock:
