@@ -162,6 +162,8 @@ format: build/.linked ## let ruff rewrite what lint would refuse
 bench: build/.linked ## measure, and write docs/benchmarks.md
 	@$(PY) benchmarks/path.py
 	@$(PY) benchmarks/serving.py
+	@$(PY) benchmarks/predict.py
+	@$(PY) benchmarks/pipeline_overhead.py
 
 .PHONY: soak
 soak: build/.linked ## a long day of the server: 200 reloads under load, 10,000 malformed messages

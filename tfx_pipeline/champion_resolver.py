@@ -16,11 +16,25 @@ from tfx.types import standard_artifacts
 from tfx.types.component_spec import ChannelParameter, ComponentSpec, ExecutionParameter
 from tfx.utils import io_utils, path_utils
 
+from isthmus.lineage.models import read_manifest
 from isthmus.tfx_pipeline.errors import PipelineError
+from isthmus.tfx_pipeline.model_artifact import manifest_of
 from isthmus.tfx_pipeline.registered_model import find_saved_model
 
 HAS_MODEL = "has_model"
 """Integer property of the baseline artifact: 0 when there is no champion to compare with."""
+
+
+def _check_labels(candidate: dict[str, Any], champion: dict[str, Any] | None, version: int) -> None:
+    """Refuse to compare models whose outputs mean different classes: the champion would look worse than it is."""
+    if champion is None or champion["model"]["labels"] == candidate["model"]["labels"]:
+        return
+    theirs, ours = set(champion["model"]["labels"]), set(candidate["model"]["labels"])
+    only = ", ".join(sorted(theirs ^ ours)[:5]) or "the same ones in another order"
+    raise PipelineError(
+        f"the champion, version {version}, answers with other classes than this model ({only}), so the two cannot "
+        "be compared; give models with the new classes a name of their own"
+    )
 
 
 class Executor(base_executor.BaseExecutor):
@@ -53,6 +67,7 @@ class Executor(base_executor.BaseExecutor):
                 saved_model = find_saved_model(champion, Path(scratch))
             except PipelineError as error:
                 raise PipelineError(f"the champion is to be compared with, and {error}") from error
+            _check_labels(manifest_of(candidate), read_manifest(saved_model), champion.version)
             io_utils.copy_dir(str(saved_model), path_utils.serving_model_dir(baseline.uri))
         baseline.set_int_custom_property(HAS_MODEL, 1)
         baseline.set_int_custom_property("version", champion.version)

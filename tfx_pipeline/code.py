@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 from isthmus.lineage.files import sha256_text
 from isthmus.lineage.source import code_digest
 
@@ -62,9 +65,20 @@ CODE = {
 }
 
 
-def code_keys() -> dict[str, str]:
-    """{component: digest of its code}."""
-    return {
+def code_keys(*, server_binary: str | None = None) -> dict[str, str]:
+    """{component: digest of its code}.
+
+    Args:
+        server_binary: The model server that ServerValidator starts in place of the embedded one; a new one under the
+            same name is asked again.
+    """
+    keys = {
         component: sha256_text("".join(code_digest(module) for module in modules))
         for component, modules in CODE.items()
     }
+    if server_binary and (found := shutil.which(server_binary)):
+        state = Path(found).stat()
+        keys["ServerValidator"] = sha256_text(
+            f"{keys['ServerValidator']} {state.st_size} {state.st_mtime_ns}"
+        )
+    return keys

@@ -62,6 +62,15 @@ def unsigned(saved_model: Path, verification_key: str) -> list[str]:
     return [f"Signature: {refusal}"] if refusal else []
 
 
+def _is_signed(place: str, exec_properties: dict[str, Any]) -> bool:
+    """Whether what lies at a place needs no signature, or has it."""
+    key = exec_properties.get("verification_key") or ""
+    if not key:
+        return True
+    with remote.local_tree(place) as folder:
+        return not unsigned(folder, key)
+
+
 class Executor(tfx_pusher.Executor):
     """Asks the gates, then pushes."""
 

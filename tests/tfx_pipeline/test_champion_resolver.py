@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -104,3 +105,17 @@ def test_a_champion_that_is_nowhere_stops_the_run(
         match=r"the champion is to be compared with, and no intact copy of .* colours version 1 is left",
     ):
         resolve(make_model())
+
+
+def test_a_champion_with_other_classes_cannot_be_compared_with(
+    make_model: Callable[..., Any], resolve: Resolve, champion: registry.Version
+) -> None:
+    candidate = make_model()
+    path = Path(candidate.uri, "manifest.json")
+    manifest = json.loads(path.read_text())
+    manifest["model"]["labels"] = ["blue", "green", "yellow"]
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(
+        PipelineError, match=r"version 1, answers with other classes than this model .red, yellow."
+    ):
+        resolve(candidate)
