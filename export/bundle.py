@@ -77,6 +77,12 @@ class Bundle:
         """The reference images; read them with `reference.Reference.load`."""
         return self.path / "reference.npz"
 
+    @property
+    def litert(self) -> Path | None:
+        """model.tflite; None where the export was not asked for it."""
+        path = self.path / "model.tflite"
+        return path if path.is_file() else None
+
     def verify(self) -> list[str]:
         """Compare every file with the manifest. Returns one line for each that is wrong; empty: intact."""
         actual = file_table(self.path, exclude=_unlisted())

@@ -210,12 +210,17 @@ class ExportConfig:
         return self.precision != "fp32"
 
     @property
+    def has_litert(self) -> bool:
+        """Whether a model.tflite lies beside the SavedModel."""
+        return "tflite" in self.formats
+
+    @property
     def stages(self) -> tuple[Stage, ...]:
         """The stages that this export has a verdict for."""
         extra: tuple[Stage, ...] = ()
         if self.is_reduced:
             extra += ("precision",)
-        if "tflite" in self.formats:
+        if self.has_litert:
             extra += ("litert",)
         return STAGES + extra
 

@@ -14,12 +14,14 @@ from isthmus.export.bundle import write_manifest_copies
 from isthmus.export.config import ExportConfig, Rung
 from isthmus.export.errors import ExportError
 from isthmus.export.jobs import Job, JobRunner
-from isthmus.export.parity import Report, StageResult
+from isthmus.export.parity import Report, StageResult, failed_stage
 
 log = logging.getLogger(__name__)
 
 LOWER_MODULE = "isthmus.export.tf_half"
 VERIFY_MODULE = "isthmus.export.tf_half.verify"
+LITERT_MODULE = "isthmus.export.tf_half.litert_verify"
+LITERT_FILE = "model.tflite"
 
 
 @dataclass(kw_only=True)
@@ -37,6 +39,9 @@ class Attempt:
 
     problem: str | None
     """Why it did not pass, in a line."""
+
+    litert: dict[str, Any]
+    """What is to be known about model.tflite, beside the SavedModel; empty where none was asked for."""
 
     seconds: float
     """Wall time of lowering, saving and verifying."""
@@ -104,15 +109,18 @@ class Ladder:
         lowering.send(self._lower_request(rung, saved_model))
         stages: list[StageResult] = [first_stage]
         problem = None
+        litert: dict[str, Any] = {}
         # Both import TensorFlow: the second does it while the first works.
         with self.runner.start(VERIFY_MODULE, self.folder / f"verify-{rung}") as verifying:
             try:
-                lowering.answer()
+                lowered = lowering.answer()
                 log.info("%-22s %s, %.1f s", "lowered and saved", rung, time.monotonic() - started)
                 write_manifest_copies(saved_model, self.manifest)
                 verifying.send(self._verify_request(rung, saved_model))
                 answer = verifying.answer(on_progress=_log_stage)
                 stages += [StageResult(**stage) for stage in answer["stages"]]
+                if litert := lowered.get("litert", {}):
+                    stages.append(self._litert(rung, saved_model.with_name(LITERT_FILE), litert))
             except ExportError as error:
                 problem = str(error)
         report = Report.of(stages, gates=self.config.gates, expected=self.config.stages)
@@ -123,6 +131,7 @@ class Ladder:
             saved_model=saved_model,
             report=report,
             problem=problem,
+            litert=litert,
             seconds=time.monotonic() - started,
         )
 
@@ -138,6 +147,7 @@ class Ladder:
             "head": model["head"],
             "warmup_batch_sizes": list(self.config.warmup_batch_sizes),
             **self._precision(),
+            **({"tflite": str(saved_model.with_name(LITERT_FILE))} if self.config.has_litert else {}),
         }
 
     def _verify_request(self, rung: Rung, saved_model: Path) -> dict[str, Any]:
@@ -154,6 +164,23 @@ class Ladder:
             **self._evaluation(),
             "server_log": str(log_path.with_name(f"{log_path.stem}-server-{rung}.log")),
         }
+
+    def _litert(self, rung: Rung, model: Path, converted: dict[str, Any]) -> StageResult:
+        """The verdict on model.tflite, measured by a process of its own."""
+        if "problem" in converted:
+            stage = failed_stage("litert", converted["problem"], gates=self.config.served_gates)
+        else:
+            request = {
+                "model": str(model),
+                "reference": str(self.reference),
+                "head": self.manifest["model"]["head"],
+                "gates": vars(self.config.gates),
+                **self._evaluation(),
+            }
+            answer = self.runner.run(LITERT_MODULE, self.folder / f"litert-{rung}", request)
+            stage = StageResult(**answer["stage"])
+        log.info("%s", stage.line())
+        return stage
 
     def _precision(self) -> dict[str, Any]:
         if not self.config.is_reduced:

@@ -21,7 +21,7 @@ from isthmus.export.config import ExportConfig
 from isthmus.export.elsewhere import ReferenceImages
 from isthmus.export.errors import ExportError, ParityRefusedError
 from isthmus.export.jobs import Job, JobRunner
-from isthmus.export.ladder import Attempt, Ladder, in_order, winner
+from isthmus.export.ladder import LITERT_FILE, Attempt, Ladder, in_order, winner
 from isthmus.export.parity import Report, StageResult
 from isthmus.export.recording import is_known, recorded
 from isthmus.export.reference import Reference
@@ -180,6 +180,8 @@ class _Exporter:
             if chosen is None:
                 raise self._refusal(stage, attempts)
             shutil.move(chosen.saved_model, self.bundle / "saved_model")
+            if (converted := chosen.saved_model.with_name(LITERT_FILE)).is_file():
+                shutil.move(converted, self.bundle / LITERT_FILE)
             self._write_parity(chosen.report, self.bundle / "parity")
             export = self._export_record(torch_result, attempts, chosen)
             sealed = bundles.seal(
@@ -260,6 +262,8 @@ class _Exporter:
             "rungs_tried": [attempt.as_dict() for attempt in attempts],
             "precision": self.config.precision,
             **reduced_record(self.config, torch_result),
+            "formats": list(self.config.formats),
+            "litert": chosen.litert or None,
             "fingerprint": self.fingerprint,
         }
 

@@ -61,7 +61,7 @@ def in_half(graph: tf.Graph, *, output: str) -> set[str]:
     chosen: set[str] = set()
     operations = graph.get_operations()
     constant = _constants(operations)
-    last = _last_products(operations) | {output}
+    last = last_products(operations) | {output}
     for operation in operations:
         if operation.name in constant or operation.name in last or not _is_float(operation):
             continue
@@ -92,7 +92,7 @@ def _constants(operations: Iterable[tf.Operation]) -> set[str]:
     return known
 
 
-def _last_products(operations: list[tf.Operation]) -> set[str]:
+def last_products(operations: list[tf.Operation]) -> set[str]:
     """Names of the products after which no other comes: the classifier."""
     before_another: set[str] = set()
     for operation in reversed(operations):

@@ -12,9 +12,8 @@ from tensorflow.core.framework import graph_pb2
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 from isthmus.export.config import Precision
-from isthmus.export.errors import ExportError
 from isthmus.export.reduced import Evaluation
-from isthmus.export.tf_half import bfloat16
+from isthmus.export.tf_half import bfloat16, integers
 
 LogitsFn = Callable[[tf.Tensor], tf.Tensor]
 
@@ -44,7 +43,10 @@ def reduced(
     if precision == "bf16":
         graph = bfloat16.rewritten(graph, output=output_name.split(":")[0])
     else:
-        raise ExportError(f"precision {precision!r} is not there yet")
+        assert calibration is not None, "the torch half writes it for int8"
+        graph = integers.rewritten(
+            graph, image=input_name, output=output_name.split(":")[0], calibration=calibration
+        )
 
     def logits(images: tf.Tensor) -> tf.Tensor:
         (answer,) = tf.graph_util.import_graph_def(
