@@ -34,17 +34,24 @@ def train(arguments: argparse.Namespace) -> int:
     recipe = recipe_of(arguments) if arguments.timm_args is None else _recipe_of_timm(arguments)
     # torchrun says which process of a distributed run this is; the first one speaks for all.
     follows = os.environ.get("RANK", "0") != "0"
+    what: dict[str, Any] = {
+        "name": recipe.name,
+        "data": recipe.data,
+        "model": recipe.model,
+        "train": recipe.train,
+        "home": arguments.home,
+        "recipe": recipe.to_dict(),
+        "tracking_uri": arguments.tracking_uri,
+    }
+    if arguments.sweep and recipe.sweep is None:
+        raise UsageError("--sweep wants a recipe with a section sweep: what to try for which key")
     with routed("train", arguments.home, result_on_stdout=arguments.json, quiet=follows) as log:
-        result = run(
-            name=recipe.name,
-            data=recipe.data,
-            model=recipe.model,
-            train=recipe.train,
-            home=arguments.home,
-            recipe=recipe.to_dict(),
-            tracking_uri=arguments.tracking_uri,
-            force=arguments.force,
-        )
+        if arguments.sweep:
+            from isthmus.training.sweep import sweep
+
+            result: Any = sweep(**what, sweep=recipe.sweep)
+        else:
+            result = run(**what, force=arguments.force)
     if not follows:
         report(arguments, dataclasses.asdict(result), log)
     return 0
@@ -64,13 +71,13 @@ def pipeline(arguments: argparse.Namespace) -> int:
 
         return run_on_cluster(arguments)
     from isthmus.cli.console import routed
+    from isthmus.cli.data import images
     from isthmus.tfx_pipeline.run import run_local
 
     recipe = recipe_of(arguments)
     bundle = arguments.bundle or latest(arguments.home / "bundles" / recipe.name, "isthmus export")
     with routed("pipeline", arguments.home, capture=True, result_on_stdout=arguments.json) as log:
         data, section = images(recipe, home=arguments.home)
-    from isthmus.cli.data import images
         result = run_local(
             name=recipe.name,
             bundle=bundle,
@@ -84,13 +91,6 @@ def pipeline(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def predict(arguments: argparse.Namespace) -> int:
-    """`isthmus pipeline predict`: a model's answers for a folder of images or for TFRecords, as Parquet."""
-    from isthmus.cli.console import routed
-    from isthmus.tfx_pipeline.predict import predict as run
-
-    with routed("predict", arguments.home, capture=True, result_on_stdout=arguments.json) as log:
-        result = run(
 def schema(arguments: argparse.Namespace) -> int:
     """`isthmus pipeline schema`: the curated schema of a recipe's images."""
     from isthmus.cli.data import schema as run
@@ -98,6 +98,13 @@ def schema(arguments: argparse.Namespace) -> int:
     return run(arguments)
 
 
+def predict(arguments: argparse.Namespace) -> int:
+    """`isthmus pipeline predict`: a model's answers for a folder of images or for TFRecords, as Parquet."""
+    from isthmus.cli.console import routed
+    from isthmus.tfx_pipeline.predict import predict as run
+
+    with routed("predict", arguments.home, capture=True, result_on_stdout=arguments.json) as log:
+        result = run(
             model=arguments.model,
             data=arguments.data,
             output=arguments.output,
@@ -203,6 +210,8 @@ def overrides_of(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _data_overrides(data: str) -> dict[str, Any]:
     """A name of a source, or else the folder of an ImageFolder."""
+    # Other images than the recipe's are not what its schema and its own input describe.
+    others = {"pipeline.schema": None, "pipeline.input": {}}
     if data in {"digits", "fashion_mnist"}:
         return {"data.source": data, "data.root": None, **others}
     return {"data.source": "imagefolder", "data.root": data, **others}
@@ -210,8 +219,6 @@ def _data_overrides(data: str) -> dict[str, Any]:
 
 def latest(folder: Path, command: str) -> Path:
     """Where the link `latest` of a folder leads; `command` would make it."""
-    # Other images than the recipe's are not what its schema and its own input describe.
-    others = {"pipeline.schema": None, "pipeline.input": {}}
     latest = folder / "latest"
     if not latest.exists():
         raise UsageError(f"nothing in {folder} yet; run `{command}` first, or name one")

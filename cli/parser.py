@@ -45,6 +45,9 @@ def _add_train(subparsers: Any) -> None:
         metavar="ARGS_YAML",
         help="instead of a recipe: the args.yaml that timm's train script wrote",
     )
+    command.add_argument(
+        "--sweep", action="store_true", help="train what the recipe's section sweep lists, and keep the best"
+    )
     command.add_argument("--force", action="store_true", help="train again although nothing changed")
     command.set_defaults(run=commands.train)
 
@@ -131,13 +134,10 @@ def _add_pipeline(subparsers: Any) -> None:
     command.set_defaults(run=commands.pipeline)
     # Without an action the pipeline itself runs.
     actions = command.add_subparsers(metavar="ACTION", required=False)
+    _add_schema(actions)
     _add_predict(actions)
 
 
-    _add_schema(actions)
-def _add_predict(actions: Any) -> None:
-    command = actions.add_parser(
-        "predict",
 def _add_schema(actions: Any) -> None:
     command = actions.add_parser(
         "schema",
@@ -153,6 +153,9 @@ def _add_schema(actions: Any) -> None:
     command.set_defaults(run=commands.schema)
 
 
+def _add_predict(actions: Any) -> None:
+    command = actions.add_parser(
+        "predict",
         help="batch inference with a pushed or registered model, to Parquet",
         description="Beam's RunInference over a SavedModel; a run that was killed goes on where it was.",
     )

@@ -22,7 +22,7 @@ from isthmus.cli.errors import UsageError
 from isthmus.export.config import ExportConfig
 from isthmus.lineage.config import RegistryConfig, SigningConfig
 from isthmus.tfx_pipeline.config import PipelineConfig
-from isthmus.training.config import DataConfig, ModelConfig, TrainConfig
+from isthmus.training.config import DataConfig, ModelConfig, SweepConfig, TrainConfig
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -41,6 +41,8 @@ class Recipe:
     """Which timm model, with which arguments."""
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     """How it is trained."""
+    sweep: SweepConfig | None = None
+    """What isthmus train --sweep tries."""
     export: ExportConfig = dataclasses.field(default_factory=ExportConfig)
     """How it crosses to TensorFlow, and the gates it must pass."""
     pipeline: PipelineConfig = dataclasses.field(default_factory=PipelineConfig)

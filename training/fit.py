@@ -24,6 +24,7 @@ from isthmus.training.unfinished import Progress
 
 if TYPE_CHECKING:
     import torch
+    from matplotlib.figure import Figure
     from timm.task import TrainingTask
 
 log = logging.getLogger(__name__)
@@ -80,6 +81,7 @@ class Fit:
         self.scheduler, self.epochs = create_scheduler(
             self.optimizer, train, updates_per_epoch=self.updates_per_epoch
         )
+        self.answers: list[tuple[torch.Tensor, torch.Tensor]] = []
         self.metric: str = self.task.create_evaluator().default_metric
 
     def describe(self) -> str:
@@ -137,12 +139,19 @@ class Fit:
 
     def test(self, progress: Progress) -> dict[str, float]:
         """The kept weights on the test split, fp32, timm's evaluation transform; and all metrics of the
-        run."""
+        run. What single-label models answered is kept for `pictures`."""
         assert progress.best is not None
+        seen: list[tuple[Any, Any]] = []
         with self._one_line_memory():
             tested = evaluate(
-                self.task, self.best_model(progress), *self._evaluation("test"), self.device, world=self.world
+                self.task,
+                self.best_model(progress),
+                *self._evaluation("test"),
+                self.device,
+                world=self.world,
+                answers=None if self.data.multi_label else lambda *answer: seen.append(answer),
             )
+        self.answers = [each for share in self.world.gather(seen) for each in share]
         return {
             f"test_{self.metric}": tested[self.metric],
             "test_loss": tested["loss"],
@@ -152,6 +161,36 @@ class Fit:
             "epochs": progress.epochs_done,
             "seconds": round(progress.seconds, 1),
         }
+
+    def pictures(self) -> dict[str, Figure]:
+        """After `test`, by file name: the confusion matrix, the most confused images, an augmented batch."""
+        import torch
+
+        from isthmus.training import pictures
+
+        files = [path for path, _ in self.images.reader.samples]
+        seed_for("epoch", seed=self.config.seed)
+        images, numbers = next(iter(self.train_loader))
+        names = [files[int(number)].name for number in numbers]
+        drawn = {"train_batch.png": pictures.batch(images, names, preprocessing=self.preprocessing)}
+        if not self.answers:
+            return drawn
+        numbers = torch.cat([each for each, _ in self.answers])
+        logits = torch.cat([each for _, each in self.answers])
+        # Each image once: what timm pads distributed shares with comes twice.
+        numbers, first = numbers.unique(return_inverse=True)
+        kept = torch.empty(len(numbers), logits.shape[1]).index_copy_(0, first, logits)
+        tested = loaders.dataset(self.data, "test").reader
+        predictions = pictures.Predictions(
+            numbers=numbers.numpy(),
+            labels=tested.labels()[numbers].numpy(),
+            probabilities=kept.softmax(1).numpy(),
+        )
+        drawn["confusion_matrix.png"] = pictures.confusion_matrix(predictions, self.data.classes)
+        confused = pictures.most_confused(
+            predictions, [path for path, _ in tested.samples], self.data.classes
+        )
+        return drawn | ({"most_confused.png": confused} if confused is not None else {})
 
     def best_model(self, progress: Progress) -> torch.nn.Module:
         """The trained module with the weights that are kept, in eval mode, on the training device."""

@@ -234,8 +234,12 @@ def evaluate(
     device: torch.device,
     *,
     world: World = World(),  # noqa: B008 - frozen
+    answers: Callable[[torch.Tensor, torch.Tensor], None] | None = None,
 ) -> dict[str, float]:
-    """`model` in fp32 and eval mode on a split, over all processes: {"loss", and "top1" or "map" in 0..1}."""
+    """`model` in fp32 and eval mode on a split, over all processes: {"loss", and "top1" or "map" in 0..1}.
+
+    `answers` is given the image numbers (int64 [B]) and logits (float32 [B, C]) of each batch of this process.
+    """
     import torch
     from timm.task.evaluator import evaluation_sample_limit
 
@@ -247,6 +251,8 @@ def evaluate(
         for images, numbers in loader:
             logits = model(images.to(device, non_blocking=True))
             evaluator.update(logits, labels[numbers].to(device, non_blocking=True))
+            if answers is not None:
+                answers(numbers.cpu(), logits.float().cpu())
     model.train(was_training)
     summary = evaluator.compute(distributed=world.is_many)
     metric = evaluator.default_metric

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,10 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isthmus.lineage import tracking
+from isthmus.lineage.source import git_diff
+from isthmus.training.backlog import Backlog
 from isthmus.training.data import PreparedData
 
 if TYPE_CHECKING:
     import torch
+    from matplotlib.figure import Figure
 
 log = logging.getLogger(__name__)
 
@@ -28,12 +33,32 @@ class Run:
     experiment_id: str
     run_id: str
     dataset: tracking.DatasetRef
+    backlog: Backlog
 
     def epoch(self, number: int, metrics: Mapping[str, float]) -> None:
-        """Metrics of one epoch (its number is MLflow's step)."""
-        tracking.log_metrics(self.run_id, metrics, step=number)
+        """Metrics of one epoch (its number is MLflow's step); they wait while the server does not answer."""
+        self.backlog.add(
+            functools.partial(
+                tracking.log_metrics,
+                self.run_id,
+                dict(metrics),
+                step=number,
+                timestamp_ms=int(time.time() * 1000),
+            )
+        )
 
-    def checkpoint(
+    def pictures(self, figures: Mapping[str, Figure]) -> None:
+        """Figures by file name, as artifacts; waits for the server as `checkpoint` does."""
+        import mlflow
+
+        for name, figure in figures.items():
+            self.backlog.settled(functools.partial(mlflow.log_figure, figure, f"pictures/{name}"))
+
+    def checkpoint(self, model: torch.nn.Module, **what: Any) -> str:
+        """As `_log_checkpoint`, when the server answers. Raises TrainingError when it stays away."""
+        return self.backlog.settled(functools.partial(self._log_checkpoint, model, **what))
+
+    def _log_checkpoint(
         self,
         model: torch.nn.Module,
         *,
@@ -92,6 +117,8 @@ def training_run(
 
     `resumes` is the run of the attempt that was interrupted: it is marked KILLED if it still says RUNNING.
     """
+    import mlflow
+
     client = tracking.connect(home, tracking_uri)
     if resumes is not None:
         _close_killed_run(client, resumes)
@@ -109,7 +136,10 @@ def training_run(
             source=str(data.root),
             profile={"splits": data.splits, "classes": len(data.classes), "source": data.source},
         )
+        if diff := git_diff():
+            mlflow.log_text(diff, "source/git.diff")
         yield Run(
+            backlog=Backlog(tracking_uri=client.tracking_uri),
             tracking_uri=client.tracking_uri,
             experiment_id=run.info.experiment_id,
             run_id=run.info.run_id,

@@ -62,9 +62,10 @@ def train(
     recipe: dict[str, Any],
     tracking_uri: str | None = None,
     force: bool = False,
+    point_latest: bool = True,
 ) -> TrainResult:
     """Train what the recipe describes and publish `home/checkpoints/<name>/<id>`, with `latest` leading to
-    it.
+    it unless `point_latest` is false.
 
     `recipe` is the whole resolved recipe, which is recorded as it is. `force` trains again, from the start,
     although nothing changed.
@@ -88,6 +89,7 @@ def train(
             recipe=recipe,
             tracking_uri=tracking_uri,
             force=force,
+            point_latest=point_latest,
         )
 
 
@@ -102,6 +104,7 @@ def _lead(
     recipe: dict[str, Any],
     tracking_uri: str | None,
     force: bool,
+    point_latest: bool,
 ) -> TrainResult:
     """Rank 0: decide what is to be done, do it, and tell the others."""
     prepared = find(data, home=home)
@@ -115,7 +118,7 @@ def _lead(
         found = None if force else checkpoints.find(parent, wanted)
         if found is not None:
             folder, record = found
-            if not checkpoints.latest_is(parent, folder):
+            if point_latest and not checkpoints.latest_is(parent, folder):
                 checkpoints.point(parent, folder)
             metrics = record["metrics"]
             log.info("train %s: up to date, %s, %s", name, scored(metrics, split="test"), folder)
@@ -129,6 +132,7 @@ def _lead(
             recipe=_plain(recipe | {"data": data, "model": model, "train": train}),
             tracking_uri=tracking_uri,
             fingerprint=wanted,
+            point_latest=point_latest,
         )
         _clear_leftovers(job, force=force)
         state = job.unfinished.read()
@@ -166,6 +170,7 @@ class Job:
     recipe: dict[str, Any]
     tracking_uri: str | None
     fingerprint: str
+    point_latest: bool = True
 
     @property
     def parent(self) -> Path:
@@ -227,9 +232,11 @@ def _run(
             report=run.epoch,
         )
         metrics = fit.test(progress)
+        figures = fit.pictures()
         folder = _publish(
             job, fit.best_model(progress), progress, metrics, run=run, checkpoint_id=checkpoint_id
         )
+        run.pictures(figures)
     job.unfinished.discard()
     log.info(
         "train %s: %s on %d images, %s (%s weights of epoch %d), %.0f s, %s",
@@ -291,7 +298,8 @@ def _publish(
         }
         checkpoints.write_record(staging, record)
         publish_directory(staging, target)
-    checkpoints.point(job.parent, target)
+    if job.point_latest:
+        checkpoints.point(job.parent, target)
     return target
 
 

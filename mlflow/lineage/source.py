@@ -42,6 +42,11 @@ def git_state(folder: str | os.PathLike[str] = ".") -> GitState:
     }
 
 
+def git_diff(folder: str | os.PathLike[str] = ".") -> str | None:
+    """What tracked files differ by from the commit that `git_state` names; None when they do not, or without git."""
+    return _git(folder, "diff", "HEAD", "--no-color", "--no-ext-diff") or None
+
+
 def has_commit(commit: str, folder: str | os.PathLike[str] = ".") -> bool:
     """Whether the repository around `folder` has this commit."""
     return _git(folder, "cat-file", "-e", f"{commit}^{{commit}}") is not None
@@ -54,6 +59,7 @@ def _git(folder: str | os.PathLike[str], *arguments: str) -> str | None:
             ["git", "-C", os.fspath(folder), *arguments],
             capture_output=True,
             text=True,
+            errors="replace",
             timeout=_GIT_SECONDS,
             check=False,
             env=environment,

@@ -167,7 +167,7 @@ def start_stage_run(
 
     Call `connect` first. `params` may be nested: keys are joined with dots. `tags` get the prefix `isthmus.`
     where they have no dot. The git state of `source_folder` is recorded. Under `mlflow run` (MLproject) the
-    run becomes a child of the project's run.
+    run becomes a child of the project's run, and inside another run a child of that one.
     """
     import mlflow
 
@@ -181,7 +181,9 @@ def start_stage_run(
     parent = _project_run(client)
     if parent:
         run_tags["mlflow.parentRunId"] = parent
-    run = mlflow.start_run(experiment_id=experiment_id(client, experiment), run_name=run_name, tags=run_tags)
+    run = mlflow.start_run(
+        experiment_id=experiment_id(client, experiment), run_name=run_name, tags=run_tags, nested=True
+    )
     with run:
         if params:
             log_params(run.info.run_id, params)
@@ -249,12 +251,16 @@ def log_metrics(
     step: int = 0,
     model_id: str | None = None,
     dataset: DatasetRef | None = None,
+    timestamp_ms: int | None = None,
 ) -> None:
-    """Record metrics of a run at one step (an epoch), linked to a LoggedModel and a data set when given."""
+    """Record metrics of a run at one step (an epoch), linked to a LoggedModel and a data set when given.
+
+    `timestamp_ms` (since 1970) is when they were measured; default: now.
+    """
     import mlflow
     from mlflow.entities import Metric
 
-    now_ms = int(time.time() * 1000)
+    now_ms = timestamp_ms if timestamp_ms is not None else int(time.time() * 1000)
     rows = [
         Metric(
             mlflow_name(key),
