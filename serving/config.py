@@ -169,6 +169,14 @@ class ServingConfig:
     prediction_log_sampling_rate: float = 0.01
     """Share of the requests in that sample, 0 to 1 (not in tensorflow_model_server)."""
 
+    otlp_endpoint: str = ""
+    """Send OpenTelemetry traces there over OTLP/HTTP, such as http://localhost:4318. Empty: none (not in
+    tensorflow_model_server)."""
+
+    otlp_sampling_rate: float = 1.0
+    """Share of the requests whose client traces nothing that get a span, 0 to 1 (not in
+    tensorflow_model_server)."""
+
     admin_port: int | None = None
     """TCP port of /healthz, /readyz and /metrics, on the same host. 0: any free port. None: no admin port
     (not in tensorflow_model_server)."""

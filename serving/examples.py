@@ -15,6 +15,7 @@ from isthmus.serving.errors import RequestError
 from isthmus.serving.inference import CLASSIFY_METHOD, REGRESS_METHOD, CallOptions
 from isthmus.serving.savedmodel import DEFAULT_SIGNATURE, LoadedModel
 from isthmus.serving.status import Code
+from isthmus.serving.tracing import annotate
 
 __all__ = ["classify", "multi_inference", "regress", "serialized_examples"]
 
@@ -35,6 +36,7 @@ def classify(model: LoadedModel, signature_name: str, example_input: Any, option
     """
     signature = _signature(model, signature_name, "classification", CLASSIFY_METHOD, options)
     feed, fetches = _classification_tensors(signature)
+    annotate(signature=signature_name or DEFAULT_SIGNATURE)
     values, num_examples = _run(model, example_input, feed, fetches, options)
     return _classification(signature, values, num_examples)
 
@@ -47,6 +49,7 @@ def regress(model: LoadedModel, signature_name: str, example_input: Any, options
     """
     signature = _signature(model, signature_name, "regression", REGRESS_METHOD, options)
     feed, fetches = _regression_tensors(signature)
+    annotate(signature=signature_name or DEFAULT_SIGNATURE)
     values, num_examples = _run(model, example_input, feed, fetches, options)
     return _regression(signature, values, num_examples)
 
@@ -113,6 +116,7 @@ def _run(
     model: LoadedModel, example_input: Any, feed: str, fetches: Sequence[str], options: CallOptions
 ) -> tuple[dict[str, Array], int]:
     examples = serialized_examples(example_input)
+    annotate(batch=len(examples))
     values = model.run([(feed, examples)], fetches, timeout_ms=options.timeout_ms)
     return dict(zip(fetches, values, strict=True)), len(examples)
 

@@ -18,6 +18,7 @@ from isthmus.serving.errors import RequestError, ServingError
 from isthmus.serving.metrics import Metrics
 from isthmus.serving.security import ApiTokens, TokenInterceptor, check_reload_peer, read_tls
 from isthmus.serving.status import Code
+from isthmus.serving.tracing import Tracing
 from isthmus.serving.wire_messages import serialized_file
 
 __all__ = ["GrpcEdge"]
@@ -45,9 +46,11 @@ class GrpcEdge:
         metrics: Metrics,
         tokens: ApiTokens | None = None,
         access_log: AccessLog | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self._config = config
         self._metrics = metrics
+        self._tracing = tracing
         self._access_log = access_log
         tls_file = config.ssl_config_file
         self._credentials = None if tls_file is None else read_tls(tls_file).grpc_credentials()
@@ -150,7 +153,13 @@ class GrpcEdge:
                 return response
 
             try:
-                return _wire(counted)(request, context)
+                if self._tracing is None:
+                    return _wire(counted)(request, context)
+                with self._tracing.request(*_span_of(api, context)) as span:
+                    try:
+                        return _wire(counted)(request, context)
+                    finally:
+                        span.done(code, **{"rpc.grpc.status_code": int(code)})
             finally:
                 self._record(api, request, response, context, code, time.perf_counter() - started)
 
@@ -192,6 +201,14 @@ class GrpcEdge:
         if self._health is not None:
             self._health.stop()
         self._server.stop(drain_seconds).wait()
+
+
+def _span_of(api: str, context: grpc.ServicerContext) -> tuple[str, dict[str, str], dict[str, str]]:
+    """Name, propagated headers and attributes of a call's span, by OpenTelemetry's conventions."""
+    headers = {key: value for key, value in context.invocation_metadata() if isinstance(value, str)}
+    service = "tensorflow.serving.PredictionService"
+    attributes = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": api}
+    return f"{service}/{api}", headers, attributes
 
 
 def _model_name(request: Any) -> str:

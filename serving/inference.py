@@ -14,6 +14,7 @@ from isthmus.serving import tensors
 from isthmus.serving.errors import RequestError
 from isthmus.serving.savedmodel import DEFAULT_SIGNATURE, LoadedModel
 from isthmus.serving.status import Code
+from isthmus.serving.tracing import annotate
 
 __all__ = ["CallOptions", "input_infos", "predict", "predict_from_protos"]
 
@@ -59,6 +60,7 @@ def predict_from_protos(
         except ValueError as error:
             if alias in signature.inputs:
                 raise RequestError(Code.INVALID_ARGUMENT, f"tensor parsing error: {alias}") from error
+    annotate(signature=signature_name or DEFAULT_SIGNATURE)
     return _run(model, signature, _Inputs(arrays, protos), output_filter, options)
 
 
@@ -72,6 +74,7 @@ def predict(
     """
     signature = _signature_for_grpc(model, signature_name)
     _check_inputs(signature, arrays, options)
+    annotate(signature=signature_name or DEFAULT_SIGNATURE)
     return _run(model, signature, _Inputs(arrays, arrays), (), options)
 
 
@@ -139,6 +142,8 @@ def _run(
             f"Inputs contains invalid name. Used request inputs: {','.join(used)}, "
             f"request input: {','.join(sorted(inputs.sent))}",
         )
+    if feeds and feeds[0][1].ndim:
+        annotate(batch=feeds[0][1].shape[0])
     outputs = _outputs(signature, output_filter)
     fetches = [signature.outputs[alias].name for alias in outputs]
     return dict(zip(outputs, model.run(feeds, fetches, timeout_ms=options.timeout_ms), strict=True))

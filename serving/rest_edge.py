@@ -2,6 +2,7 @@
 moves bytes."""
 
 import asyncio
+import contextvars
 import logging
 import os
 import time
@@ -19,6 +20,7 @@ from isthmus.serving.http_server import Headers, HttpServer, Message, Receive, S
 from isthmus.serving.metrics import CONTENT_TYPE, Metrics
 from isthmus.serving.security import ApiTokens, read_tls
 from isthmus.serving.status import Code, code_of_http_status, http_status
+from isthmus.serving.tracing import Tracing
 
 __all__ = ["RestEdge"]
 
@@ -57,8 +59,10 @@ class RestEdge:
         metrics: Metrics,
         tokens: ApiTokens | None = None,
         access_log: AccessLog | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self._config = config
+        self._tracing = tracing
         self._access_log = access_log
         self._metrics = metrics
         self._metrics_path = metrics_path
@@ -96,6 +100,7 @@ class RestEdge:
             tokens=self._tokens,
             access_log=self._access_log,
             max_body_bytes=self._config.max_request_bytes,
+            tracing=self._tracing,
         )
         self._server.start(application)
 
@@ -116,7 +121,9 @@ class _Application:
         tokens: ApiTokens | None,
         access_log: AccessLog | None,
         max_body_bytes: int,
+        tracing: Tracing | None,
     ) -> None:
+        self._tracing = tracing
         self._answer = answer
         self._pool = pool
         self._metrics = metrics
@@ -160,7 +167,7 @@ class _Application:
                 await respond(send, 200, b"", self._headers)
                 return
             route = routing.parse(method, path)
-            content = await asyncio.get_running_loop().run_in_executor(self._pool, self._answer, route, body)
+            content = await self._answered(route, body, scope)
             code, status = Code.OK, 200
         except RequestError as error:
             code, status, content = (
@@ -188,6 +195,28 @@ class _Application:
                 status=code.name,
                 duration_us=(time.perf_counter() - started) * 1e6,
             )
+
+    async def _answered(self, route: routing.Route, body: bytes, scope: MutableMapping[str, Any]) -> bytes:
+        """The answer, computed in the pool, within a span when there are traces."""
+        loop = asyncio.get_running_loop()
+        if self._tracing is None or scope["method"] != "POST":
+            return await loop.run_in_executor(self._pool, self._answer, route, body)
+        headers = {key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]}
+        attributes = {"http.request.method": "POST", "url.path": scope["raw_path"].decode("latin-1")}
+        with self._tracing.request(f"POST :{route.verb}", headers, attributes) as span:
+            code = Code.INTERNAL
+            try:
+                run = contextvars.copy_context().run
+                content = await loop.run_in_executor(self._pool, run, self._answer, route, body)
+                code = Code.OK
+                return content
+            except RequestError as error:
+                code = error.code
+                raise
+            finally:
+                span.done(
+                    code, **{"http.response.status_code": 200 if code is Code.OK else http_status(code)}
+                )
 
 
 def _path_and_query(scope: MutableMapping[str, Any]) -> str:

@@ -28,6 +28,7 @@ from isthmus.serving.private_messages import message_class
 from isthmus.serving.rest_edge import RestEdge
 from isthmus.serving.security import RELOAD_FROM, ApiTokens
 from isthmus.serving.tensorflow_import import import_tensorflow
+from isthmus.serving.tracing import Tracing
 from isthmus.serving.versions import ModelSettings
 
 if TYPE_CHECKING:
@@ -71,7 +72,10 @@ class EmbeddedServer:
             raise ServingError(
                 f"--reload_config_from={config.reload_config_from} is not one of {', '.join(RELOAD_FROM)}"
             )
-        self._grpc = GrpcEdge(config, self._metrics, self._tokens, self._access_log)
+        self._tracing = (
+            Tracing(config.otlp_endpoint, config.otlp_sampling_rate) if config.otlp_endpoint else None
+        )
+        self._grpc = GrpcEdge(config, self._metrics, self._tokens, self._access_log, self._tracing)
         try:
             self._rest = RestEdge(
                 config,
@@ -79,6 +83,7 @@ class EmbeddedServer:
                 metrics=self._metrics,
                 tokens=self._tokens,
                 access_log=self._access_log,
+                tracing=self._tracing,
             )
             self._admin = None if config.admin_port is None else _admin_server(config)
         except ServingError:
@@ -161,7 +166,7 @@ class EmbeddedServer:
         self._grpc.stop(self.config.drain_seconds)
         if self._manager is not None:
             self._manager.stop()
-        for log in (self._access_log, self._predictions):
+        for log in (self._access_log, self._predictions, self._tracing):
             if log is not None:
                 log.stop()
         if self._admin is not None:

@@ -37,6 +37,7 @@ from isthmus.serving.prediction_log import PredictionLog
 from isthmus.serving.routing import ModelRef, Route
 from isthmus.serving.savedmodel import DEFAULT_SIGNATURE, LoadedModel
 from isthmus.serving.status import Code
+from isthmus.serving.tracing import annotate
 
 __all__ = ["Service", "model_ref"]
 
@@ -81,6 +82,7 @@ class Service:
         """The model that ref names; the time within, when all goes well, is a computation's."""
         with self.manager.model(ref) as found:
             started = time.perf_counter()
+            annotate(model=ref.name, version=found[1])
             yield found
             self._metrics.runtime(model=ref.name, api=api, duration_us=(time.perf_counter() - started) * 1e6)
 

@@ -9,6 +9,7 @@ warm-up file is written beside the parameters, to be put into assets.extra/ of t
 """
 
 import contextlib
+import itertools
 import os
 import shutil
 import sys
@@ -70,6 +71,8 @@ def tune(config: ServingConfig, *, say: Callable[[str], object] = print) -> Batc
         ServingError: there is no model, no warm-up file to take inputs from, the output cannot be written, or even
             single requests miss the target.
     """
+    # A decoder's warning for each image would bury the table.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     if config.model_base_path is None:
         raise ServingError("--tune measures one model: give --model_base_path")
     target_ms, output = config.latency_target_ms, config.tune_output
@@ -77,13 +80,13 @@ def tune(config: ServingConfig, *, say: Callable[[str], object] = print) -> Batc
         raise ServingError("--latency_target_ms and --tune_seconds must be above 0")
     path = newest_version(config.model_base_path)
     with contextlib.closing(SavedModel(path, session_options(config))) as model:
-        inputs = _one_row(path)
+        rows = _rows(path)
         say(f"{path}: at most {target_ms:g} ms for 99 % of the requests, {config.tune_seconds:g} s a setting")
-        measured = _sweep(model, inputs, config, say)
+        measured = _sweep(model, rows, config, say)
         chosen = choose(measured, target_ms=target_ms)
         num_cpus = os.cpu_count() or 1
         parameters = _parameters(chosen.max_batch_size, chosen.timeout_micros, num_cpus)
-        _write(output, parameters, path, inputs)
+        _write(output, parameters, path, rows)
     say(
         f"chosen: batches of at most {chosen.max_batch_size}, {chosen.timeout_micros} µs to fill: "
         f"{chosen.rows_per_second:.0f} rows a second, p99 {chosen.p99_ms:.1f} ms"
@@ -155,23 +158,30 @@ class _Uncloseable:
         """Nothing."""
 
 
-def _one_row(path: Path) -> Inputs:
-    """The first row of the first warm-up record of the default signature."""
+def _rows(path: Path) -> list[Inputs]:
+    """Every row of the warm-up record of the default signature that has most of them."""
+    best: Inputs = {}
     file = path / warmup.WARMUP_FILE
     for log in warmup.records(file) if file.is_file() else ():
         request = log.predict_log.request
         if request.model_spec.signature_name in ("", DEFAULT_SIGNATURE) and request.inputs:
             arrays = {alias: tensors.array_from_proto(proto) for alias, proto in request.inputs.items()}
-            if all(array.ndim and array.shape[0] for array in arrays.values()):
-                return {alias: array[:1] for alias, array in arrays.items()}
-    raise ServingError(
-        f"{path} has no warm-up request for {DEFAULT_SIGNATURE} in {warmup.WARMUP_FILE}; --tune takes its inputs "
-        "from there (every bundle of isthmus export has some)"
-    )
+            if all(array.ndim for array in arrays.values()) and _num_rows(arrays) > _num_rows(best):
+                best = arrays
+    if not best:
+        raise ServingError(
+            f"{path} has no warm-up request for {DEFAULT_SIGNATURE} in {warmup.WARMUP_FILE}; --tune takes its inputs "
+            "from there (every bundle of isthmus export has some)"
+        )
+    return [{alias: array[row : row + 1] for alias, array in best.items()} for row in range(_num_rows(best))]
+
+
+def _num_rows(arrays: Inputs) -> int:
+    return min((len(array) for array in arrays.values()), default=0)
 
 
 def _sweep(
-    model: LoadedModel, inputs: Inputs, config: ServingConfig, say: Callable[[str], object]
+    model: LoadedModel, rows: Sequence[Inputs], config: ServingConfig, say: Callable[[str], object]
 ) -> list[Measured]:
     """Batch sizes upwards until the target is missed by far; the waiting time of half a batch's computation is
     tried beside none."""
@@ -182,7 +192,7 @@ def _sweep(
         waits = (0,) if size == 1 else (0, _wait_micros(measured[-1]))
         for wait in waits:
             parameters = _parameters(size, wait, num_cpus)
-            one = _measure(BatchedModel(_Uncloseable(model), parameters), inputs, config.tune_seconds)
+            one = _measure(BatchedModel(_Uncloseable(model), parameters), rows, config.tune_seconds)
             one = replace(one, max_batch_size=size, timeout_micros=wait)
             measured.append(one)
             say(
@@ -198,21 +208,23 @@ def _wait_micros(before: Measured) -> int:
     return max(100, int(before.p50_ms * 5) * 100)
 
 
-def _measure(model: BatchedModel, inputs: Inputs, seconds: float) -> Measured:
+def _measure(model: BatchedModel, rows: Sequence[Inputs], seconds: float) -> Measured:
     """As many callers as keep every batch thread busy and another batch filling, each with one row at a time."""
     size = model.parameters.max_execution_batch_size
     clients = size * (model.parameters.num_batch_threads + 1)
     latencies: list[float] = []
-    inference.predict(model, "", inputs)
+    for row in rows:
+        inference.predict(model, "", row)
     started = time.perf_counter()
     end = started + seconds
 
-    def run() -> None:
+    def run(first: int) -> None:
+        ours = itertools.islice(itertools.cycle(rows), first, None)
         while (begun := time.perf_counter()) < end:
-            inference.predict(model, "", inputs)
+            inference.predict(model, "", next(ours))
             latencies.append(time.perf_counter() - begun)
 
-    threads = [threading.Thread(target=run) for _ in range(clients)]
+    threads = [threading.Thread(target=run, args=(first,)) for first in range(clients)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -230,14 +242,14 @@ def _measure(model: BatchedModel, inputs: Inputs, seconds: float) -> Measured:
     )
 
 
-def _write(folder: Path, parameters: BatchingParameters, path: Path, inputs: Inputs) -> None:
+def _write(folder: Path, parameters: BatchingParameters, path: Path, rows: Sequence[Inputs]) -> None:
     """Both files, each complete or not at all."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as temporary:
             beside = Path(temporary)
             (beside / BATCHING_FILE).write_text(parameters_text(parameters))
-            warmup.write(beside / WARMUP_FILE, inputs, parameters.allowed_batch_sizes, name=path.parent.name)
+            warmup.write(beside / WARMUP_FILE, rows, parameters.allowed_batch_sizes, name=path.parent.name)
             for file in (BATCHING_FILE, WARMUP_FILE):
                 shutil.move(beside / file, folder / file)
     except OSError as error:

@@ -44,13 +44,13 @@ def replay(model: LoadedModel, *, num_iterations: int = 1) -> int:
     return num_records
 
 
-def write(path: Path, inputs: Mapping[str, Any], batch_sizes: Sequence[int], *, name: str) -> None:
+def write(path: Path, rows: Sequence[Mapping[str, Any]], batch_sizes: Sequence[int], *, name: str) -> None:
     """Write a file with one request of each batch size.
 
     Args:
         path: the file.
-        inputs: arrays of one row by input alias of the default signature.
-        batch_sizes: how often that row is repeated in each record.
+        rows: arrays of one row each, by input alias of the default signature; repeated as often as needed.
+        batch_sizes: rows of each record.
         name: the model's name in the records.
     """
     import tensorflow as tf
@@ -61,8 +61,9 @@ def write(path: Path, inputs: Mapping[str, Any], batch_sizes: Sequence[int], *, 
             log = prediction_log_pb2.PredictionLog()
             request = log.predict_log.request
             request.model_spec.name = name
-            for alias, array in inputs.items():
-                tensors.fill_proto(request.inputs[alias], np.repeat(array, size, axis=0), as_content=True)
+            for alias in rows[0]:
+                batch = np.concatenate([rows[index % len(rows)][alias] for index in range(size)])
+                tensors.fill_proto(request.inputs[alias], batch, as_content=True)
             writer.write(log.SerializeToString(deterministic=True))
 
 

@@ -70,7 +70,7 @@ def test_tune_and_serve_the_result(models_root: Path, tmp_path: Path) -> None:
 
     (base / "2" / "assets.extra").mkdir()
     inputs = {"x": np.array([3.0], np.float32)}
-    warmup.write(base / "2" / warmup.WARMUP_FILE, inputs, [1, 2], name="half")
+    warmup.write(base / "2" / warmup.WARMUP_FILE, [inputs], [1, 2], name="half")
     tuned = run()
     assert tuned.returncode == 0, tuned.stderr
     _, heading, first, *_, chosen, _, _ = tuned.stdout.splitlines()
