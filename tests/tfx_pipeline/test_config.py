@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from typing import Any
 
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from isthmus.tfx_pipeline.config import PipelineConfig
+from isthmus.lineage.files import canonical_json
+from isthmus.tfx_pipeline.config import EvaluationGate, PipelineConfig
 
 PARSE = TypeAdapter(PipelineConfig).validate_python
 
 
 def test_everything_has_a_default() -> None:
     assert PARSE({}) == PipelineConfig()
+
+
+def test_a_gate_survives_the_way_to_its_executor() -> None:
+    """As JSON, in which a tuple is a list."""
+    gate = PARSE({"evaluation": {"size_edges": [8, 16], "min_class_accuracy": 0.5}}).evaluation
+    assert gate.size_edges == (8, 16)
+    again = EvaluationGate(**json.loads(canonical_json(asdict(gate))))
+    assert tuple(again.size_edges) == gate.size_edges
+    assert again.min_class_accuracy == 0.5
 
 
 def test_nested_sections() -> None:
@@ -35,6 +47,23 @@ def test_nested_sections() -> None:
         ({"parity": {"top1_agreement": 0}}, "top1_agreement is a share in"),
         ({"server": {"num_images": 0}}, "server.num_images must be ≥ 1, got 0"),
         ({"server": {"deadline_s": 0}}, "server.deadline_s must be > 0 seconds, got 0"),
+        (
+            {"evaluation": {"min_size_accuracy": 2}},
+            "evaluation.min_size_accuracy is a share between 0 and 1, got 2",
+        ),
+        ({"evaluation": {"min_slice_images": 0}}, "evaluation.min_slice_images must be ≥ 1, got 0"),
+        ({"evaluation": {"confidence": 1}}, "evaluation.confidence is a share in (0, 1), got 1"),
+        (
+            {"evaluation": {"size_edges": [64, 32]}},
+            "evaluation.size_edges are growing numbers ≥ 1, got [64, 32]",
+        ),
+        ({"parity": {"min_evaluation_images": -1}}, "parity.min_evaluation_images must be ≥ 0, got -1"),
+        ({"server": {"num_requests": 0}}, "server.num_requests must be ≥ 1, got 0"),
+        ({"server": {"memory_mb": 0}}, "server.memory_mb must be > 0, got 0"),
+        (
+            {"server": {"binary": "a", "image": "b"}},
+            "server.binary and pipeline.server.image exclude each other",
+        ),
         ({"beam_workers": 0}, "beam_workers must be ≥ 1, got 0"),
     ],
 )
