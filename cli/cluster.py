@@ -94,22 +94,23 @@ def _compiled(arguments: argparse.Namespace, target: Target) -> dict[str, Any]:
     import logging
 
     from isthmus.cli.commands import latest
+    from isthmus.cli.data import images
     from isthmus.tfx_pipeline import submission
     from isthmus.tfx_pipeline.package import write_package
-    from isthmus.training.data import prepare
 
     logger = logging.getLogger(__name__)
-    recipe, uri = _recipe_and_uri(arguments)
+    recipe = _recipe(arguments)
     bundle = arguments.bundle or latest(arguments.home / "bundles" / recipe.name, "isthmus export")
     _give_beam_away(recipe, arguments, target)
+    data, section = images(recipe, home=arguments.home)
     job = submission.prepare(
         name=recipe.name,
         bundle=bundle,
-        data=uri or prepare(recipe.data, home=arguments.home).root,
-        config=recipe.pipeline,
+        data_root=data.root if data else None,
+        config=section,
         tracking_uri=arguments.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI"),
         target=target,
-        verification_key=recipe.signing.verification_key,
+        signing=recipe.signing,
     )
     if arguments.compile_only is not None:
         write_package(arguments.compile_only, job.package)
@@ -120,14 +121,15 @@ def _compiled(arguments: argparse.Namespace, target: Target) -> dict[str, Any]:
     return {**dataclasses.asdict(submitted), "places": job.places}
 
 
-def _recipe_and_uri(arguments: argparse.Namespace) -> tuple[Recipe, str | None]:
-    """The recipe, and the place of its images where --data is a URI: no path of the recipe holds one."""
+def _recipe(arguments: argparse.Namespace) -> Recipe:
+    """The recipe; --data is the pipeline's input where it is a URI, which is no folder to train on."""
     from isthmus.cli.commands import recipe_of
 
-    uri = arguments.data if arguments.data and "://" in arguments.data else None
-    if uri is not None:
+    overrides = {}
+    if arguments.data and "://" in arguments.data:
+        overrides["pipeline.input.path"] = arguments.data
         arguments.data = None
-    return recipe_of(arguments), uri
+    return recipe_of(arguments, overrides=overrides)
 
 
 def _give_beam_away(recipe: Recipe, arguments: argparse.Namespace, target: Target) -> None:

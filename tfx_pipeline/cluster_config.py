@@ -9,6 +9,8 @@ from typing import Any, ClassVar
 TASKS = (
     "ImageExampleGen",
     "StatisticsGen",
+    "ServingExampleGen",
+    "ServingStatisticsGen",
     "SchemaGen",
     "ImportSchemaGen",
     "ExampleValidator",

@@ -6,18 +6,20 @@ is uploaded below the root, under a name that is its content's: what is there al
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-from isthmus.lineage.files import sha256_file
-from isthmus.tfx_pipeline import image_folder, remote
+from isthmus.lineage.files import sha256_file, tree_digest
+from isthmus.tfx_pipeline import remote, sources
+from isthmus.tfx_pipeline.data_config import InputConfig
 from isthmus.tfx_pipeline.errors import PipelineError
-from isthmus.tfx_pipeline.image_folder import SPLITS
+from isthmus.tfx_pipeline.sources import Source
 
 logger = logging.getLogger(__name__)
 
@@ -36,20 +38,6 @@ class ClusterBundle:
 
     manifest_sha256: str
     """Digest of that file."""
-
-
-@dataclass(kw_only=True, frozen=True)
-class ClusterData:
-    """The images where the containers find them."""
-
-    place: str
-    """Their root: a URI, or a path on a mounted volume."""
-
-    fingerprint: str
-    """Changes when an image may have changed."""
-
-    record: dict[str, Any]
-    """What they are called in the record of the run (see `image_folder.dataset_record`)."""
 
 
 def bundle_for_cluster(bundle: str | Path, *, root: str, volumes: Iterable[str] = ()) -> ClusterBundle:
@@ -79,25 +67,55 @@ def bundle_for_cluster(bundle: str | Path, *, root: str, volumes: Iterable[str] 
     return ClusterBundle(place=place, manifest=opened.manifest, manifest_sha256=digest)
 
 
-def data_for_cluster(
-    data: str | Path, *, labels: list[str], root: str, volumes: Iterable[str] = ()
-) -> ClusterData:
-    """Look at the names of an image folder's files and make sure that the containers can open it.
+def source_for_cluster(
+    config: InputConfig,
+    *,
+    data_root: Path | None,
+    labels: list[str],
+    root: str,
+    volumes: Iterable[str] = (),
+    beam_args: Iterable[str] = (),
+) -> tuple[Source, dict[str, Any]]:
+    """Look at the images as the local runner does, and make sure that the containers can open them.
+
+    Returns:
+        The source as the containers see it, and what the data set is called in the record of the run.
 
     Raises:
-        PipelineError: A split or its images are missing, a class is unknown to the model, or the images cannot be
-            listed or uploaded.
+        PipelineError: The images cannot be used, or cannot be uploaded.
     """
-    if remote.is_remote(data):
-        return _listed(str(data).rstrip("/"), labels)
-    folder = image_folder.inspect(Path(data).absolute(), labels=labels)
-    place = str(folder.root)
-    if not _is_mounted(folder.root, volumes):
-        place = remote.join(root, "data", folder.root.name, folder.fingerprint[:16])
-        _upload("images", folder.root, place, option="--data")
-    return ClusterData(
-        place=place, fingerprint=folder.fingerprint, record=image_folder.dataset_record(folder)
-    )
+    source = sources.look(config, data_root=data_root, labels=labels, beam_args=beam_args)
+    if remote.is_remote(source.path) or _is_mounted(Path(source.path), volumes):
+        return source, source.record()
+    if source.kind != "folder":
+        raise PipelineError(
+            f"{source.path} is on this machine, where the cluster cannot read it: upload it with the images that it "
+            "names, and give its URI as pipeline.input.path"
+        )
+    place = remote.join(root, "data", Path(source.path).name, source.fingerprint[:16])
+    _upload("images", Path(source.path), place, option="--data")
+    return dataclasses.replace(source, pattern=place, path=place), source.record()
+
+
+def folder_for_cluster(place: str | None, *, root: str, folder: str, key: str) -> str:
+    """A folder of this machine, such as earlier statistics, below the root; a URI stays. "" for None.
+
+    Args:
+        place: The folder, or its URI.
+        root: Where to.
+        folder: Below the root.
+        key: The recipe's key that names it, for the error.
+
+    Raises:
+        PipelineError: It is not there, or cannot be uploaded.
+    """
+    if place is None or remote.is_remote(place):
+        return place or ""
+    if not Path(place).is_dir():
+        raise PipelineError(f"no folder at {place} ({key})")
+    target = remote.join(root, folder, tree_digest(Path(place))[:16])
+    _upload(folder, Path(place), target, option=key)
+    return target
 
 
 def file_for_cluster(path: Path | None, *, root: str, folder: str) -> str | None:
@@ -132,31 +150,3 @@ def _upload(what: str, folder: Path, place: str, *, option: str, marker: str | N
         logger.info("uploaded %d files of the %s to %s", num_sent, what, place)
     else:
         logger.info("%s are at %s already", what, place)
-
-
-def _listed(place: str, labels: list[str]) -> ClusterData:
-    """What `image_folder.inspect` does on a disk, from a store's listing."""
-    digest = hashlib.sha256()
-    num_images = dict.fromkeys(SPLITS, 0)
-    has_record = False
-    for entry in remote.files(place):
-        has_record = has_record or entry.name == "dataset.json"
-        split, _, below = entry.name.partition("/")
-        if split not in num_images or not image_folder.is_image(entry.name):
-            continue
-        if "/" not in below:
-            raise PipelineError(f"{place}/{entry.name} is outside a class folder")
-        if (text := PurePosixPath(below).parent.name) not in labels:
-            raise PipelineError(
-                f"class folder {place}/{split}/{text} is not among the model's {len(labels)} labels "
-                f"({', '.join(labels[:10])}{', …' if len(labels) > 10 else ''})"
-            )
-        digest.update(f"{entry.name}\0{entry.num_bytes}\0{entry.updated}\n".encode())
-        num_images[split] += 1
-    if empty := [split for split, count in num_images.items() if not count]:
-        raise PipelineError(f"{place} holds no images in {', '.join(empty)}; it needs {', '.join(SPLITS)}")
-    record = {"name": place.rsplit("/", maxsplit=1)[-1], "source": place, "digest": digest.hexdigest()}
-    if has_record:
-        described = json.loads(remote.read_bytes(remote.join(place, "dataset.json")))
-        record = {key: described[key] for key in ("name", "source", "digest")}
-    return ClusterData(place=place, fingerprint=digest.hexdigest(), record={**record, "splits": num_images})

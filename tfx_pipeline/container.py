@@ -33,8 +33,9 @@ COMMAND = ("python", "-m", "isthmus.tfx_pipeline.container")
 
 _ENTRY_POINT = "tfx.orchestration.kubeflow.v2.container.kubeflow_v2_run_executor"
 
-#: Parameters that name a file which a component of TFX's own opens.
-_FILE_PARAMETERS = ("schema_file",)
+#: Parameters that name a file, or a folder, which a component opens as one of this machine.
+_FILE_PARAMETERS = ("schema_file", "verification_key")
+_FOLDER_PARAMETERS = ("baseline",)
 
 
 class Staging:
@@ -76,9 +77,14 @@ class Staging:
         for name in _FILE_PARAMETERS:
             if remote.is_remote(values.get(name, "")):
                 path = self._scratch / "parameters" / values[name].rsplit("/", maxsplit=1)[-1]
-                path.parent.mkdir(exist_ok=True)
+                path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(remote.read_bytes(values[name]))
                 values[name] = str(path)
+        for name in _FOLDER_PARAMETERS:
+            if remote.is_remote(values.get(name, "")):
+                folder = self._scratch / "parameters" / name
+                remote.fetch_tree(values[name], folder)
+                values[name] = str(folder)
 
     def _replace(self, artifact: dict[str, Any], folder: Path) -> None:
         self._remote_of[str(folder)] = artifact["uri"].rstrip("/")

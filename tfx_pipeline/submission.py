@@ -15,9 +15,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from isthmus.tfx_pipeline import remote
-from isthmus.tfx_pipeline.beam_options import runs_elsewhere
-from isthmus.tfx_pipeline.cluster_inputs import bundle_for_cluster, data_for_cluster, file_for_cluster
+from isthmus.tfx_pipeline import remote, sources
+from isthmus.tfx_pipeline.beam_options import beam_args, runs_elsewhere
+from isthmus.tfx_pipeline.cluster_inputs import (
+    bundle_for_cluster,
+    file_for_cluster,
+    folder_for_cluster,
+    source_for_cluster,
+)
 from isthmus.tfx_pipeline.code import code_keys
 from isthmus.tfx_pipeline.config import PipelineConfig
 from isthmus.tfx_pipeline.errors import PipelineError
@@ -26,6 +31,9 @@ from isthmus.tfx_pipeline.package import Cluster, check_platform, documents
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from isthmus.lineage.config import SigningConfig
+    from isthmus.tfx_pipeline.sources import Source
 
 logger = logging.getLogger(__name__)
 
@@ -139,27 +147,29 @@ def prepare(
     *,
     name: str,
     bundle: str | Path,
-    data: str | Path,
+    data_root: Path | None,
     config: PipelineConfig,
     tracking_uri: str | None,
     target: Target,
-    verification_key: Path | None = None,
+    signing: SigningConfig | None = None,
 ) -> Job:
     """Upload what is local and compile the pipeline.
 
     Args:
         name: Registered model name.
         bundle: The bundle: a folder here, or its URI.
-        data: The image folder: here, or its URI.
+        data_root: Image folder that training prepared; `config.input.path` wins over it, and may be a URI.
         config: The recipe's `pipeline:` section.
         tracking_uri: MLflow's server or database, as the containers reach it.
         target: The cluster.
-        verification_key: Public key or certificates whose signature a model must have to be pushed.
+        signing: Its verification key, or the environment's, must have signed what is pushed.
 
     Raises:
         PipelineError: The input cannot be used on a cluster; nothing was submitted.
         ExportError: There is no usable bundle.
     """
+    from isthmus.lineage import signing as signatures
+
     _check_tracking(tracking_uri)
     check_platform(config.cluster, target.cluster)
     if target.root.startswith("s3://") and runs_elsewhere(config.beam_args):
@@ -170,8 +180,16 @@ def prepare(
     volumes = config.cluster.volumes
     opened = bundle_for_cluster(bundle, root=target.root, volumes=volumes)
     labels = opened.manifest["model"]["labels"]
-    images = data_for_cluster(data, labels=labels, root=target.root, volumes=volumes)
+    args = beam_args(workers=config.beam_workers, further=config.beam_args)
+    source, record = source_for_cluster(
+        config.input, data_root=data_root, labels=labels, root=target.root, volumes=volumes, beam_args=args
+    )
+    served = _served(config, args)
+    baseline = folder_for_cluster(
+        config.data.drift.baseline, root=target.root, folder="statistics", key="pipeline.data.drift.baseline"
+    )
     schema = file_for_cluster(config.schema, root=target.root, folder="schemas")
+    verification_key = signatures.configured(signing).verification_key
     key = file_for_cluster(verification_key, root=target.root, folder="keys")
     serving = remote.join(config.push_to or remote.join(target.root, "serving"), name)
     logger.info("loading TFX")
@@ -182,11 +200,11 @@ def prepare(
     built = pipelines.create_pipeline(
         name=name,
         labels=labels,
-        dataset=images.record,
+        dataset=record,
         places=pipelines.Places(
             pipeline_root=remote.join(target.root, "pipeline", name),
             serving=serving,
-            data_root=images.place,
+            data_root=source.path,
             bundle=opened.place,
             home=_HOME_IN_CONTAINER,
             tracking_uri=tracking_uri or "",
@@ -194,9 +212,12 @@ def prepare(
         ),
         config=config,
         keys=pipelines.CacheKeys(
-            data=images.fingerprint, manifest=opened.manifest_sha256, champion="", code=code_keys()
+            data=source.fingerprint,
+            manifest=opened.manifest_sha256,
+            champion="",
+            code=code_keys(server_binary=config.server.binary),
         ),
-        schema_file=schema,
+        inputs=pipelines.DataInputs(source=source, schema_file=schema, serving=served, baseline=baseline),
         enable_cache=target.cache,
         on_cluster=True,
     )
@@ -207,8 +228,20 @@ def prepare(
         name=name,
         pipeline_job=job,
         package=documents(job, config.cluster, target.cluster),
-        places={"bundle": opened.place, "data": images.place, "serving": serving},
+        places={"bundle": opened.place, "data": source.path, "serving": serving},
     )
+
+
+def _served(config: PipelineConfig, args: list[str]) -> Source | None:
+    """The prediction log to compare with, which servers write where the cluster can read it."""
+    log = config.data.skew.prediction_log
+    if log is None:
+        return None
+    if not remote.is_remote(log):
+        raise PipelineError(
+            f"pipeline.data.skew.prediction_log {log} is on this machine, where the cluster cannot read it; give a URI"
+        )
+    return sources.look_at_log(log, beam_args=args)
 
 
 def submit(job: Job, target: Target) -> Submitted:
