@@ -38,7 +38,9 @@ class SigningError(LineageError):
 
 def configured(config: SigningConfig | None = None) -> SigningConfig:
     """A recipe's `signing` section, completed from the environment: a variable wins over the recipe."""
-    given = {field: Path(path) for field, name in _ENVIRONMENT.items() if (path := os.environ.get(name))}
+    given: dict[str, Any] = {
+        field: Path(path) for field, name in _ENVIRONMENT.items() if (path := os.environ.get(name))
+    }
     return replace(config or SigningConfig(), **given)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html as entities
+import json
 import re
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ from xml.etree import ElementTree
 import pytest
 from PIL import Image
 
+from isthmus.cli.main import main
 from isthmus.lineage import page, query, registry, verify
 from isthmus.lineage.chain import Chain
 
@@ -162,3 +164,14 @@ def test_what_people_wrote_is_text_and_no_markup(tell, home):
     text = page.html(query.lineage("digits", home=home))
     assert "<script" not in text
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
+
+
+def test_the_command_writes_page_and_bom_and_says_where(told, tmp_path, capsys):
+    page_file, bom_file = tmp_path / "page.html", tmp_path / "bom.json"
+    home = str(told[0].home)
+    assert main(["lineage", "digits", "--home", home, "--html", str(page_file), "--bom", str(bom_file)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("digits version 1 · champion")
+    assert lines[-2:] == [f"written: {page_file}", f"written: {bom_file}"]
+    assert page_file.read_text().startswith("<!doctype html>")
+    assert json.loads(bom_file.read_text())["bomFormat"] == "CycloneDX"
