@@ -84,6 +84,7 @@ def test_who_feeds_whom() -> None:
             "pushed_model": "Pusher",
             "evaluation": "Evaluator",
             "parity": "ParityValidator",
+            "infra_blessing": "ServerValidator",
         },
     }
 
