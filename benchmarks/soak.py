@@ -274,6 +274,8 @@ def fill_disk(server: ServerProcess, folder: Path) -> dict[str, Any]:
     with GrpcClient(port=server.grpc_port) as client:
         for _ in range(200):
             client.predict(MODEL, {"x": [0.0] * 20_000})
+    # The log is written behind the requests' back; it may be late on a busy machine.
+    time.sleep(2)
     resource.prlimit(server.pid, resource.RLIMIT_FSIZE, limits)
     # The server's own log could not grow either: it says afterwards what was lost.
     told, deadline = (

@@ -1,49 +1,32 @@
-"""The client for asyncio, over gRPC.
+"""The clients for asyncio, over gRPC and over REST.
 
 async with AsyncGrpcClient(port=8500) as client:
     answer = await client.predict_images("digits", ["seven.png", "one.png"])
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+import ssl
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from isthmus.serving import grpc_messages, image_batches
 from isthmus.serving.client_base import Array, Signature, VersionStatus
 from isthmus.serving.errors import RequestError
 from isthmus.serving.image_batches import Image
+from isthmus.serving.rest_client import RestClient
 from isthmus.serving.retries import RetryPolicy, call_with_retries_async
 from isthmus.serving.status import Code
 
-__all__ = ["AsyncGrpcClient"]
+__all__ = ["AsyncClient", "AsyncGrpcClient", "AsyncRestClient"]
 
+T = TypeVar("T")
 _RETRY = RetryPolicy()
 
 
-class AsyncGrpcClient:
-    """`GrpcClient` with coroutines; make it where the event loop runs. Arguments as there."""
-
-    def __init__(
-        self,
-        *,
-        host: str = "127.0.0.1",
-        port: int = 8500,
-        timeout_s: float = 30.0,
-        credentials: Any = None,
-        token: str | None = None,
-        retry: RetryPolicy = _RETRY,
-    ) -> None:
-        import grpc
-
-        address, options = f"{host}:{port}", grpc_messages.CHANNEL_OPTIONS
-        self._timeout_s, self._retry = timeout_s, retry
-        self._metadata = grpc_messages.call_metadata(token)
-        self._channel = (
-            grpc.aio.insecure_channel(address, options)
-            if credentials is None
-            else grpc.aio.secure_channel(address, credentials, options)
-        )
+class AsyncClient:
+    """What both wires share; `Client` with coroutines."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -54,8 +37,16 @@ class AsyncGrpcClient:
         await self.close()
 
     async def close(self) -> None:
-        """Close the channel."""
-        await self._channel.close()
+        """Close the connections."""
+        raise NotImplementedError
+
+    async def status(self, model: str, *, version: int | None = None) -> list[VersionStatus]:
+        """State of the model's versions, newest first."""
+        raise NotImplementedError
+
+    async def metadata(self, model: str, *, version: int | None = None) -> dict[str, Signature]:
+        """The model's signatures by name."""
+        raise NotImplementedError
 
     async def predict(
         self,
@@ -65,21 +56,10 @@ class AsyncGrpcClient:
         signature: str = "",
         version: int | None = None,
         label: str | None = None,
-        outputs: Sequence[str] = (),
         timeout_s: float | None = None,
     ) -> dict[str, Array]:
-        """As `GrpcClient.predict`.
-
-        Raises:
-            RequestError: as there.
-        """
-        request = grpc_messages.predict_request(model, inputs, signature, version, label, outputs)
-        response = await call_with_retries_async(
-            lambda left_s: self._call(grpc_messages.PREDICT, request, left_s),
-            self._retry,
-            timeout_s=self._timeout_s if timeout_s is None else timeout_s,
-        )
-        return grpc_messages.predict_outputs(response)
+        """Outputs by alias of one predict call."""
+        raise NotImplementedError
 
     async def predict_images(
         self,
@@ -124,6 +104,59 @@ class AsyncGrpcClient:
             for task in tasks:
                 task.cancel()
 
+
+class AsyncGrpcClient(AsyncClient):
+    """`GrpcClient` with coroutines; make it where the event loop runs. Arguments as there."""
+
+    def __init__(
+        self,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 8500,
+        timeout_s: float = 30.0,
+        credentials: Any = None,
+        token: str | None = None,
+        retry: RetryPolicy = _RETRY,
+    ) -> None:
+        import grpc
+
+        address, options = f"{host}:{port}", grpc_messages.CHANNEL_OPTIONS
+        self._timeout_s, self._retry = timeout_s, retry
+        self._metadata = grpc_messages.call_metadata(token)
+        self._channel = (
+            grpc.aio.insecure_channel(address, options)
+            if credentials is None
+            else grpc.aio.secure_channel(address, credentials, options)
+        )
+
+    async def close(self) -> None:
+        """Close the channel."""
+        await self._channel.close()
+
+    async def predict(
+        self,
+        model: str,
+        inputs: Mapping[str, Any],
+        *,
+        signature: str = "",
+        version: int | None = None,
+        label: str | None = None,
+        outputs: Sequence[str] = (),
+        timeout_s: float | None = None,
+    ) -> dict[str, Array]:
+        """As `GrpcClient.predict`.
+
+        Raises:
+            RequestError: as there.
+        """
+        request = grpc_messages.predict_request(model, inputs, signature, version, label, outputs)
+        response = await call_with_retries_async(
+            lambda left_s: self._call(grpc_messages.PREDICT, request, left_s),
+            self._retry,
+            timeout_s=self._timeout_s if timeout_s is None else timeout_s,
+        )
+        return grpc_messages.predict_outputs(response)
+
     async def status(self, model: str, *, version: int | None = None) -> list[VersionStatus]:
         """As `GrpcClient.status`.
 
@@ -154,3 +187,71 @@ class AsyncGrpcClient:
             return await call(request, timeout=timeout_s, metadata=self._metadata)
         except grpc.aio.AioRpcError as error:
             raise RequestError(Code(error.code().value[0]), error.details() or "") from error
+
+
+class AsyncRestClient(AsyncClient):
+    """`RestClient` with coroutines: its calls run in threads of their own, at most max_connections at a time.
+
+    Arguments as there.
+    """
+
+    def __init__(
+        self,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 8501,
+        timeout_s: float = 30.0,
+        tls: ssl.SSLContext | None = None,
+        token: str | None = None,
+        retry: RetryPolicy = _RETRY,
+        max_connections: int = 8,
+    ) -> None:
+        self._client = RestClient(
+            host=host, port=port, timeout_s=timeout_s, tls=tls, token=token, retry=retry
+        )
+        self._pool = ThreadPoolExecutor(max_connections, thread_name_prefix="rest-client")
+
+    async def close(self) -> None:
+        """Close the connections, when the calls under way have ended."""
+        await asyncio.to_thread(self._pool.shutdown)
+        self._client.close()
+
+    async def predict(
+        self,
+        model: str,
+        inputs: Mapping[str, Any],
+        *,
+        signature: str = "",
+        version: int | None = None,
+        label: str | None = None,
+        timeout_s: float | None = None,
+    ) -> dict[str, Array]:
+        """As `RestClient.predict`.
+
+        Raises:
+            RequestError: as there.
+        """
+        return await self._run(
+            lambda: self._client.predict(
+                model, inputs, signature=signature, version=version, label=label, timeout_s=timeout_s
+            )
+        )
+
+    async def status(self, model: str, *, version: int | None = None) -> list[VersionStatus]:
+        """As `RestClient.status`.
+
+        Raises:
+            RequestError: as there.
+        """
+        return await self._run(lambda: self._client.status(model, version=version))
+
+    async def metadata(self, model: str, *, version: int | None = None) -> dict[str, Signature]:
+        """As `RestClient.metadata`.
+
+        Raises:
+            RequestError: as there.
+        """
+        return await self._run(lambda: self._client.metadata(model, version=version))
+
+    async def _run(self, call: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, call)

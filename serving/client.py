@@ -9,7 +9,7 @@ Works against the embedded server and against stock TensorFlow Serving. It does 
 (`wire_messages` says how), so it starts in a fraction of a second.
 """
 
-from isthmus.serving.async_client import AsyncGrpcClient
+from isthmus.serving.async_client import AsyncClient, AsyncGrpcClient, AsyncRestClient
 from isthmus.serving.client_base import Client, Signature, TensorSpec, VersionStatus
 from isthmus.serving.grpc_client import GrpcClient
 from isthmus.serving.rest_client import RestClient
@@ -17,7 +17,9 @@ from isthmus.serving.retries import NO_RETRIES, RetryPolicy
 
 __all__ = [
     "NO_RETRIES",
+    "AsyncClient",
     "AsyncGrpcClient",
+    "AsyncRestClient",
     "Client",
     "GrpcClient",
     "RestClient",

@@ -1,8 +1,9 @@
 """The server's configuration: one field per flag of tensorflow_model_server, under the flag's own name.
 
-A recipe's `serving:` section and the command line (`flags.parse`) both become this object; nothing else
-configures the server. Fields that tensorflow_model_server does not have are marked "(not in
-tensorflow_model_server)".
+The command line (`flags.parse`) becomes this object; nothing else configures the server. There is no recipe
+section and no `isthmus serve --config`: a server is started with the flags that the original takes, so that a
+line that works here works there (`make serve` writes it for a recipe). Fields that tensorflow_model_server does
+not have are marked "(not in tensorflow_model_server)".
 """
 
 from dataclasses import dataclass
@@ -14,8 +15,6 @@ __all__ = ["ServingConfig"]
 @dataclass(kw_only=True)
 class ServingConfig:
     """Everything the embedded server can be told."""
-
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  (pydantic reads a plain dict)
 
     host: str = "127.0.0.1"
     """Address to listen on: loopback unless told otherwise; 0.0.0.0 for all (not in

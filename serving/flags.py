@@ -7,39 +7,44 @@ python -m isthmus.serving --model_name=digits --model_base_path=.isthmus/serving
 import argparse
 import ast
 import inspect
+import sys
 from collections.abc import Sequence
 from dataclasses import MISSING, Field, fields
 from importlib import metadata
+from pathlib import Path
 from typing import Any, NoReturn, get_args, get_type_hints
 
 from isthmus.serving import config
 from isthmus.serving.config import ServingConfig
 from isthmus.serving.errors import ServingError
 
-__all__ = ["UNSUPPORTED", "help_text", "parse"]
+__all__ = ["OWN", "UNSUPPORTED", "help_text", "markdown", "parse"]
 
-# Flags of tensorflow_model_server that mean nothing here: refused by name, never ignored.
-UNSUPPORTED = (
-    "experimental_cc_shared_library",
-    "flush_filesystem_caches",
-    "tensorflow_session_config_file",
-    "num_tflite_interpreters_per_pool",
-    "num_tflite_pools",
-    "force_allow_any_version_labels_for_unavailable_models",
-    "mixed_precision",
-    "model_metadata",
-    "num_unload_threads",
-    "platform_config_file",
-    "prefer_tflite_model",
-    "remove_unused_fields_from_bundle_metagraph",
-    "skip_initialize_tpu",
-    "thread_pool_factory_config_file",
-    "total_model_memory_limit_bytes",
-    "use_alts_credentials",
-    "use_tflite_model",
-    "xla_cpu_compilation_enabled",
-    "xla_gpu_compilation_enabled",
-)
+# How the documentation of a field says that the original has no such flag.
+OWN = "(not in tensorflow_model_server)"
+
+# Flags of tensorflow_model_server that mean nothing here, and why: refused by name, never ignored.
+UNSUPPORTED = {
+    "experimental_cc_shared_library": "models run in the TensorFlow of this environment",
+    "flush_filesystem_caches": "the page cache is the operating system's",
+    "force_allow_any_version_labels_for_unavailable_models": "allow_version_labels_for_unavailable_models is",
+    "mixed_precision": "a served model computes as it was verified",
+    "model_metadata": "not in the releases whose API this is",
+    "num_tflite_interpreters_per_pool": "SavedModels only",
+    "num_tflite_pools": "SavedModels only",
+    "num_unload_threads": "num_load_threads counts for both",
+    "platform_config_file": "SavedModels only",
+    "prefer_tflite_model": "SavedModels only",
+    "remove_unused_fields_from_bundle_metagraph": "nothing is kept that is not used",
+    "skip_initialize_tpu": "no TPUs",
+    "tensorflow_session_config_file": "the tensorflow_*_parallelism flags are",
+    "thread_pool_factory_config_file": "the tensorflow_*_parallelism flags are",
+    "total_model_memory_limit_bytes": "not in the releases whose API this is",
+    "use_alts_credentials": "ssl_config_file is",
+    "use_tflite_model": "SavedModels only",
+    "xla_cpu_compilation_enabled": "a served model computes as it was verified",
+    "xla_gpu_compilation_enabled": "a served model computes as it was verified",
+}
 
 
 def parse(arguments: Sequence[str]) -> ServingConfig:
@@ -58,6 +63,43 @@ def parse(arguments: Sequence[str]) -> ServingConfig:
 def help_text() -> str:
     """What `--help` prints."""
     return _parser().format_help()
+
+
+def markdown() -> str:
+    """The tables of docs/serving.md: flags as in the original, flags of our own, flags that are refused."""
+    documented = _field_docs()
+
+    def table(names: Sequence[str]) -> list[str]:
+        defaults = {option.name: _default(option) for option in fields(ServingConfig)}
+        return [
+            "| flag | default | |",
+            "|---|---|---|",
+            *(
+                f"| `--{name}` | {_shown(defaults[name])} | {documented[name].removesuffix(f' {OWN}.')} |"
+                for name in names
+            ),
+        ]
+
+    own = [name for name, text in documented.items() if text.endswith(f"{OWN}.")]
+    lines = ["### As tensorflow_model_server has them", "", "`--version` and `--help`, and:", ""]
+    lines += table([name for name in documented if name not in own])
+    lines += ["", "### Of the embedded server alone", "", *table(own), "", "### Refused by name", ""]
+    lines += ["| flag | why |", "|---|---|"]
+    lines += [f"| `--{name}` | {why} |" for name, why in UNSUPPORTED.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _write_page(path: Path) -> None:
+    """Put the tables between the page's two marks."""
+    before, start, rest = path.read_text().partition("<!-- flags -->\n")
+    _, end, after = rest.partition("<!-- end of flags -->")
+    path.write_text(before + start + markdown() + end + after)
+
+
+def _shown(default: object) -> str:
+    if default is None or default == "":
+        return ""
+    return f"`{str(default).lower() if isinstance(default, bool) else default}`"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -120,7 +162,10 @@ def _refuse_unsupported(arguments: Sequence[str]) -> None:
     for argument in arguments:
         name = argument.removeprefix("--").split("=", 1)[0]
         if argument.startswith("--") and name in UNSUPPORTED:
-            raise ServingError(f"--{name} of tensorflow_model_server is not supported by the embedded server")
+            raise ServingError(
+                f"--{name} of tensorflow_model_server is not supported by the embedded server "
+                f"({UNSUPPORTED[name]})"
+            )
 
 
 def _field_docs() -> dict[str, str]:
@@ -140,3 +185,7 @@ def _field_docs() -> dict[str, str]:
         ):
             docs[statement.target.id] = " ".join(str(following.value.value).split())
     return docs
+
+
+if __name__ == "__main__":
+    _write_page(Path(sys.argv[1]))

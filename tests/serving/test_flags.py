@@ -59,4 +59,14 @@ def test_refused(arguments: list[str], text: str) -> None:
 
 
 def test_no_flag_is_both_supported_and_refused() -> None:
-    assert not set(flags.UNSUPPORTED) & {field.name for field in dataclasses.fields(ServingConfig)}
+    assert not flags.UNSUPPORTED.keys() & {field.name for field in dataclasses.fields(ServingConfig)}
+
+
+def test_the_page_has_every_flag_as_it_is() -> None:
+    """docs/serving.md holds `python -m isthmus.serving.flags`' output between its two marks."""
+    page = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
+    _, _, rest = page.partition("<!-- flags -->\n")
+    shown, _, _ = rest.partition("<!-- end of flags -->")
+    assert shown == flags.markdown()
+    for name in [field.name for field in dataclasses.fields(ServingConfig)] + [*flags.UNSUPPORTED]:
+        assert f"| `--{name}` |" in shown

@@ -16,7 +16,14 @@ import numpy as np
 import pytest
 from tensorflow_serving.apis import model_management_pb2, model_service_pb2_grpc
 
-from isthmus.serving.client import NO_RETRIES, AsyncGrpcClient, GrpcClient, RestClient
+from isthmus.serving.client import (
+    NO_RETRIES,
+    AsyncClient,
+    AsyncGrpcClient,
+    AsyncRestClient,
+    GrpcClient,
+    RestClient,
+)
 from isthmus.serving.errors import RequestError, ServingError
 from isthmus.serving.process import ServerProcess
 from isthmus.serving.status import Code
@@ -228,9 +235,15 @@ def test_predict_images(limited: Limited, wire: str, tmp_path: Path) -> None:
             client.predict_images("echo", ["/nope.png"], signature="echo_bytes")
 
 
-def test_async_client(limited: Limited) -> None:
+@pytest.mark.parametrize("wire", ["grpc", "rest"])
+def test_async_client(limited: Limited, wire: str) -> None:
+    def made() -> AsyncClient:
+        if wire == "grpc":
+            return AsyncGrpcClient(port=limited.server.grpc_port, token=TOKEN)
+        return AsyncRestClient(port=limited.server.rest_port, tls=limited.trust, token=TOKEN)
+
     async def story() -> None:
-        async with AsyncGrpcClient(port=limited.server.grpc_port, token=TOKEN) as client:
+        async with made() as client:
             images = [bytes([index]) for index in range(20)]
             answer = await client.predict_images("echo", images, batch_size=3, signature="echo_bytes")
             assert answer["image_bytes"].tolist() == images

@@ -1,12 +1,18 @@
-"""Tokens and who may reload; TLS is tested with a server in test_limits.py."""
+"""Tokens, who may reload, mutual TLS over REST; TLS is tested with a server in test_limits.py and
+test_monitoring.py."""
 
 import os
+import ssl
 from pathlib import Path
 
 import pytest
 
 from isthmus.serving import security
+from isthmus.serving.client import RestClient
+from isthmus.serving.config import ServingConfig
 from isthmus.serving.errors import RequestError, ServingError
+from isthmus.serving.metrics import Metrics
+from isthmus.serving.rest_edge import RestEdge
 from isthmus.serving.security import ApiTokens, check_reload_peer
 from isthmus.serving.status import Code
 
@@ -84,3 +90,26 @@ def test_reload_peer(allowed_from: str, peer: str, allowed: bool) -> None:
     with pytest.raises(RequestError) as caught:
         check_reload_peer(allowed_from, peer)
     assert caught.value.code is Code.PERMISSION_DENIED
+
+
+def test_mutual_tls_over_rest(tmp_path: Path, self_signed: tuple[str, str]) -> None:
+    """The port itself: a client without a certificate gets no answer, one with it does."""
+    key, certificate = (text.replace("\n", "\\n") for text in self_signed)
+    (tmp_path / "ssl.config").write_text(
+        f'server_key: "{key}"\nserver_cert: "{certificate}"\ncustom_ca: "{certificate}"\nclient_verify: true\n'
+    )
+    for name, text in zip(("key.pem", "certificate.pem"), self_signed, strict=True):
+        (tmp_path / name).write_text(text)
+    config = ServingConfig(rest_api_port=0, rest_ssl_config_file=tmp_path / "ssl.config", drain_seconds=1)
+    edge = RestEdge(config, metrics_path=None, metrics=Metrics())
+    edge.start(lambda route, _body: f'{{"asked": "{route.model.name}"}}'.encode())
+    try:
+        trust = ssl.create_default_context(cadata=self_signed[1])
+        with RestClient(port=edge.port, tls=trust) as stranger, pytest.raises(RequestError) as caught:
+            stranger.request("GET", "/v1/models/half")
+        assert caught.value.code is Code.UNAVAILABLE
+        trust.load_cert_chain(tmp_path / "certificate.pem", tmp_path / "key.pem")
+        with RestClient(port=edge.port, tls=trust) as known:
+            assert known.request("GET", "/v1/models/half") == b'{"asked": "half"}'
+    finally:
+        edge.stop()
