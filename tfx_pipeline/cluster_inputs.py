@@ -149,4 +149,4 @@ def _upload(what: str, folder: Path, place: str, *, option: str, marker: str | N
     if num_sent:
         logger.info("uploaded %d files of the %s to %s", num_sent, what, place)
     else:
-        logger.info("%s are at %s already", what, place)
+        logger.info("already at %s: the %s", place, what)

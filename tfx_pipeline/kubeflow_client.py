@@ -6,6 +6,7 @@ import contextlib
 import os
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,7 +36,10 @@ def submit(job: Job, target: Target) -> Submitted:
     with _explained(endpoint), tempfile.TemporaryDirectory(prefix="isthmus-submit-") as scratch:
         package = Path(scratch, "pipeline.yaml")
         write_package(package, job.package)
-        client = kfp.Client(host=endpoint, existing_token=os.environ.get(TOKEN_VARIABLE))
+        with warnings.catch_warnings():
+            # It says of itself, every time, that it is for Kubeflow Pipelines v2.
+            warnings.simplefilter("ignore", FutureWarning)
+            client = kfp.Client(host=endpoint, existing_token=os.environ.get(TOKEN_VARIABLE))
         experiment = client.create_experiment(target.experiment or job.name)
         common = {
             "experiment_id": experiment.experiment_id,

@@ -135,14 +135,16 @@ def delete(places: Collection[str]) -> None:
             _systems().delete(list(places))
 
 
-def fetch_tree(place: str, target: Path) -> None:
+def fetch_tree(place: str, target: Path, *, may_be_empty: bool = False) -> None:
     """Copy every file below a place into a folder of this machine, which is made.
+
+    With `may_be_empty`, nothing there is a folder without files: an object store knows no other.
 
     Raises:
         PipelineError: Nothing is there, or the store refuses.
     """
     entries = files(place)
-    if not entries:
+    if not entries and not may_be_empty:
         raise PipelineError(f"nothing at {place}")
 
     def fetch(entry: Entry) -> None:

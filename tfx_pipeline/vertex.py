@@ -73,7 +73,7 @@ def _credentials(target: Target) -> Any:
 def _explained(where: str, target: Target) -> Iterator[None]:
     import requests
     from google.api_core import exceptions
-    from google.auth.exceptions import GoogleAuthError
+    from google.auth.exceptions import GoogleAuthError, InvalidOperation
 
     try:
         yield
@@ -86,6 +86,9 @@ def _explained(where: str, target: Target) -> Iterator[None]:
         told = " ".join(str(error.message).split())[:300]
         why = reasons.get(error.code, "it refused")
         raise PipelineError(f"{where} answered {error.code}: {why} ({told})") from error
+    except InvalidOperation as error:
+        # The client tries to refresh credentials after a 401, and these cannot be refreshed.
+        raise PipelineError(f"{where} answered 401: the credentials are not accepted ({error})") from error
     except (exceptions.RetryError, requests.RequestException, GoogleAuthError) as error:
         raise PipelineError(
             f"cannot reach Vertex AI at {where}: {' '.join(str(error).split())[:300]}"
