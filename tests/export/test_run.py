@@ -21,6 +21,7 @@ from isthmus.export import checkpoint as checkpoints
 from isthmus.export import manifest as manifests
 from isthmus.export.config import STAGES, ExportConfig, GateConfig, Override
 from isthmus.export.errors import ExportError, ParityRefusedError
+from isthmus.export.ladder import in_order
 from isthmus.export.run import export
 
 RECIPE = {"name": "toy", "data": {"root": Path("images")}}
@@ -277,3 +278,9 @@ def test_an_override_publishes_and_is_recorded(
     assert {row["who"] for row in manifest["overrides"]} == {"Ada"}
     assert manifest["export"]["rungs_tried"][0]["passed"] is False
     assert "published although torch → SavedModel failed: an override is recorded" in caplog.messages
+
+
+def test_a_model_with_attention_goes_by_the_direct_rung_first() -> None:
+    assert in_order(("onnx2tf", "direct"), attention=False) == ("onnx2tf", "direct")
+    assert in_order(("onnx2tf", "direct"), attention=True) == ("direct", "onnx2tf")
+    assert in_order(("onnx2tf",), attention=True) == ("onnx2tf",)
