@@ -236,7 +236,8 @@ def _integer_product(product: Product, chosen: Range, *, quantized: str) -> list
         _numbers(f"{base}/largest", largest),
         _numbers(f"{base}/lowest", -largest),
         _numbers(f"{base}/no_bias", np.zeros(num_out, np.float32)),
-        _numbers(f"{base}/scale", (chosen.scale * largest / _LARGEST).astype(np.float32)),
+        # oneDNN gives every channel's sums in the unit of the channel with the largest weight.
+        _number(f"{base}/scale", chosen.scale * float(largest.max()) / _LARGEST),
     ]
     source = quantized
     if is_matrix:

@@ -24,7 +24,7 @@ import tensorflow as tf
 from isthmus.export.config import Precision
 from isthmus.export.errors import ExportError
 from isthmus.export.reduced import Evaluation
-from isthmus.export.tf_half.precision import LogitsFn
+from isthmus.export.tf_half.precision import LogitsFn, for_litert_int8
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +56,9 @@ def convert(
     Raises:
         ExportError: The converter refuses the model with a fixed batch, too; the text is its first line.
     """
+    if precision == "int8":
+        assert calibration is not None, "the torch half writes it for int8"
+        logits_fn = for_litert_int8(logits_fn, input_size=input_size, calibration=calibration)
     why_fixed = None
     for batch in (None, _FIXED):
         try:

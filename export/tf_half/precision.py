@@ -13,7 +13,7 @@ from tensorflow.python.framework.convert_to_constants import convert_variables_t
 
 from isthmus.export.config import Precision
 from isthmus.export.reduced import Evaluation
-from isthmus.export.tf_half import bfloat16, integers
+from isthmus.export.tf_half import bfloat16, integers, padding
 
 LogitsFn = Callable[[tf.Tensor], tf.Tensor]
 
@@ -48,6 +48,19 @@ def reduced(
             graph, image=input_name, output=output_name.split(":")[0], calibration=calibration
         )
 
+    return _function(graph, input_name, output_name)
+
+
+def for_litert_int8(logits_fn: LogitsFn, *, input_size: Sequence[int], calibration: Evaluation) -> LogitsFn:
+    """The fp32 model in a form that LiteRT's quantizer finds sensible ranges for; see padding.py."""
+    _, height, width = input_size
+    graph, input_name, output_name = frozen(logits_fn, height=height, width=width)
+    return _function(
+        padding.bounded(graph, image=input_name, calibration=calibration), input_name, output_name
+    )
+
+
+def _function(graph: graph_pb2.GraphDef, input_name: str, output_name: str) -> LogitsFn:
     def logits(images: tf.Tensor) -> tf.Tensor:
         (answer,) = tf.graph_util.import_graph_def(
             graph, input_map={input_name: images}, return_elements=[output_name], name=""
