@@ -70,7 +70,7 @@ def num_images_of(statistics: statistics_pb2.DatasetFeatureStatisticsList) -> in
 
 
 def comparable(schema: schema_pb2.Schema) -> schema_pb2.Schema:
-    """A copy that compares what can be: names of classes as words, and not their index, which means nothing as a number.
+    """A copy that compares the names of classes as words, and not their index, which means nothing as a number.
 
     Classes that are called 0, 1, 2 are words that TFDV's inference takes for numbers.
     """

@@ -89,13 +89,17 @@ class Source:
         Returns:
             `name`, `source`, `digest` (of the file contents; without a dataset.json the fingerprint) and `splits`.
         """
-        own = Path(self.path) / "dataset.json"
-        if self.kind == "folder" and not is_remote(self.path) and own.is_file():
-            described = json.loads(own.read_text(encoding="utf-8"))
-            name, source, digest = described["name"], described["source"], described["digest"]
-        else:
-            name, source, digest = os.path.basename(self.path.rstrip("/")), self.path, self.fingerprint
-        return {"name": name, "source": source, "digest": digest, "splits": self.num_images}
+        if self.kind == "folder" and not is_remote(self.path):
+            folder = image_folder.ImageFolder(
+                root=Path(self.path), num_images=self.num_images, fingerprint=self.fingerprint
+            )
+            return image_folder.dataset_record(folder)
+        return {
+            "name": os.path.basename(self.path.rstrip("/")),
+            "source": self.path,
+            "digest": self.fingerprint,
+            "splits": self.num_images,
+        }
 
 
 def look(
