@@ -72,7 +72,7 @@ class Target:
     """Who the tasks are."""
 
     experiment: str | None = None
-    """Experiment of the run; None: the model's name on Kubeflow, none on Vertex."""
+    """Experiment of the run; None: the model's name. On Vertex it is the label `isthmus-experiment`."""
 
     schedule: str | None = None
     """Five fields of cron: start it again and again instead of once."""

@@ -1,15 +1,14 @@
-"""Submitting to Vertex AI Pipelines through Google's own client."""
+"""Submitting to Vertex AI Pipelines through Google's own client of its API."""
 
 from __future__ import annotations
 
 import contextlib
-import tempfile
+import re
+import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isthmus.tfx_pipeline.errors import PipelineError
-from isthmus.tfx_pipeline.package import write_package
 
 if TYPE_CHECKING:
     from isthmus.tfx_pipeline.submission import Job, Submitted, Target
@@ -18,48 +17,76 @@ _TIMEOUT_S = 120.0
 
 
 def submit(job: Job, target: Target) -> Submitted:
-    """Start a PipelineJob or a PipelineJobSchedule.
+    """Start a PipelineJob or a schedule of them.
+
+    The API's client is called, and not `aiplatform.PipelineJob.submit` above it: that one makes a bucket that is
+    missing and changes who may write to it, without a word.
 
     Raises:
         PipelineError: There are no credentials, or the API cannot be reached or refuses.
     """
-    from google.cloud import aiplatform
+    from google.cloud import aiplatform_v1
 
     from isthmus.tfx_pipeline.submission import Submitted
 
-    where = target.endpoint or f"{target.region}-aiplatform.googleapis.com"
-    with _explained(where, target), tempfile.TemporaryDirectory(prefix="isthmus-submit-") as scratch:
-        package = Path(scratch, "pipeline.json")
-        write_package(package, job.package)
-        aiplatform.init(
-            project=target.project,
-            location=target.region,
-            credentials=_credentials(target),
-            api_endpoint=target.endpoint,
-            # HTTP passes proxies and private gateways that gRPC does not.
-            api_transport="rest",
-        )
-        run = aiplatform.PipelineJob(
-            display_name=job.name,
-            template_path=str(package),
-            pipeline_root=job.pipeline_job["runtimeConfig"]["gcsOutputDirectory"],
-            enable_caching=None,  # each task says so itself
-        )
+    where = target.endpoint or f"https://{target.region}-aiplatform.googleapis.com"
+    common: dict[str, Any] = {
+        "credentials": _credentials(target),
+        "client_options": {"api_endpoint": where},
+        # HTTP passes proxies and private gateways that gRPC does not.
+        "transport": "rest",
+    }
+    parent = f"projects/{target.project}/locations/{target.region}"
+    console = f"https://console.cloud.google.com/vertex-ai/locations/{target.region}"
+    name = job.pipeline_job["pipelineSpec"]["pipelineInfo"]["name"]
+    with _explained(where, target):
+        run = _pipeline_job(job, target)
         if target.schedule is None:
-            run.submit(
-                service_account=target.service_account,
-                experiment=target.experiment,
-                create_request_timeout=_TIMEOUT_S,
+            created = aiplatform_v1.PipelineServiceClient(**common).create_pipeline_job(
+                parent=parent,
+                pipeline_job=run,
+                pipeline_job_id=f"{name}-{time.strftime('%Y%m%d%H%M%S')}",
+                timeout=_TIMEOUT_S,
             )
-            return Submitted(kind="run", id=run.resource_name, url=run._dashboard_uri())
-        schedule = run.create_schedule(
-            cron=target.schedule,
-            display_name=job.name,
-            max_concurrent_run_count=1,
-            service_account=target.service_account,
-            create_request_timeout=_TIMEOUT_S,
+            number = created.name.rsplit("/", maxsplit=1)[-1]
+            return Submitted(
+                kind="run", id=created.name, url=f"{console}/pipelines/runs/{number}?project={target.project}"
+            )
+        schedule = aiplatform_v1.ScheduleServiceClient(**common).create_schedule(
+            parent=parent,
+            schedule=aiplatform_v1.Schedule(
+                display_name=job.name,
+                cron=target.schedule,
+                max_concurrent_run_count=1,
+                create_pipeline_job_request={"parent": parent, "pipeline_job": run},
+            ),
+            timeout=_TIMEOUT_S,
         )
-        return Submitted(kind="schedule", id=schedule.resource_name, url=schedule._dashboard_uri())
+        number = schedule.name.rsplit("/", maxsplit=1)[-1]
+        return Submitted(
+            kind="schedule", id=schedule.name, url=f"{console}/schedules/{number}?project={target.project}"
+        )
+
+
+def _pipeline_job(job: Job, target: Target) -> Any:
+    """The request's message out of the compiled job."""
+    from google.cloud import aiplatform_v1
+
+    labels = {"isthmus-model": cluster_label(job.name)}
+    if target.experiment:
+        labels["isthmus-experiment"] = cluster_label(target.experiment)
+    return aiplatform_v1.PipelineJob(
+        display_name=job.name,
+        pipeline_spec=job.pipeline_job["pipelineSpec"],
+        runtime_config={"gcs_output_directory": job.pipeline_job["runtimeConfig"]["gcsOutputDirectory"]},
+        service_account=target.service_account or "",
+        labels={**job.pipeline_job.get("labels", {}), **labels},
+    )
+
+
+def cluster_label(text: str) -> str:
+    """A label's value as Google wants it: lower case, digits, - and _, 63 at most."""
+    return re.sub("[^a-z0-9_-]+", "-", text.lower())[:63]
 
 
 def _credentials(target: Target) -> Any:
