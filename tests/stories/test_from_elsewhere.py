@@ -1,0 +1,70 @@
+"""A model that was trained elsewhere goes the whole way: export, pipeline, registry, and back along its lineage."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+RECIPE = ROOT / "recipes/digits.yaml"
+pytestmark = pytest.mark.slow
+
+
+def isthmus(*arguments: str | Path) -> str:
+    """Run a command to its end; returns what it said."""
+    done = subprocess.run(
+        [BIN / "isthmus", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=900, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What somebody brings along: weights, an ONNX file and the names of the classes."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    store = folder / "their own store"
+    isthmus("train", "--config", RECIPE, "--epochs", "6", "--home", store)
+    isthmus("export", "--config", RECIPE, "--home", store)
+    (weights,) = (store / "checkpoints/digits/latest").resolve().glob("*.safetensors")
+    shutil.copy(weights, folder / "weights.safetensors")
+    shutil.copy((store / "bundles/digits/latest").resolve() / "model.onnx", folder / "model.onnx")
+    shutil.rmtree(store)
+    (folder / "labels.txt").write_text("\n".join(str(digit) for digit in range(10)))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "origin"),
+    [
+        ("digits_timm", ("--from-timm", "test_resnet", "--weights", "weights.safetensors")),
+        ("digits_onnx", ("--onnx", "model.onnx")),
+    ],
+)
+def test_it_is_pushed_registered_and_traced(
+    name: str, origin: tuple[str, ...], elsewhere: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    store = tmp_path_factory.getbasetemp() / "from-elsewhere"
+    given = [elsewhere / part if (elsewhere / part).is_file() else part for part in origin]
+    common = ["--config", RECIPE, "--name", name, "--home", store]
+    isthmus("export", *given, "--labels", elsewhere / "labels.txt", *common)
+    result = json.loads(
+        isthmus("pipeline", *common, "--set", "pipeline.evaluation.min_accuracy=0.9", "--json")
+    )
+    assert result["registered_version"] == 1
+    assert result["metrics"]["accuracy"] > 0.9
+    tree = isthmus("lineage", f"models:/{name}@champion", "--home", store)
+    assert Path(result["pushed"]).name in tree
+    predicted = json.loads(
+        isthmus(
+            *("pipeline", "predict", "--model", f"models:/{name}@champion", "--home", store, "--json"),
+            *("--data", store / "data/digits/test", "--output", store / f"{name}.parquet"),
+        )
+    )
+    assert (predicted["num_images"], predicted["num_failed"]) == (360, 0)
