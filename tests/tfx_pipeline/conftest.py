@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,7 +45,7 @@ PREPROCESSING = {
 }
 NUM_IMAGES = {"train": 16, "val": 6, "test": 10}
 
-Quality = Literal["good", "bad"]
+Quality = Literal["good", "bad", "blind to blue"]
 Fault = Literal["swapped channels", "wrong normalisation", "dies at batch 7"]
 
 
@@ -80,11 +80,15 @@ def _normalize(pixels: np.ndarray) -> np.ndarray:
 
 
 def _weights(quality: Quality) -> np.ndarray:
-    """[C, channels]: a class's score is the mean of its channel; the bad model confuses two classes."""
+    """[C, channels]: a class's score is the mean of its channel; the bad model confuses two classes, the blind one
+    never answers with the first."""
     weights = np.zeros((len(LABELS), 3), np.float32)
-    order = LABELS if quality == "good" else ["green", "blue", "red"]
+    order = ["green", "blue", "red"] if quality == "bad" else LABELS
     for index, label in enumerate(order):
         weights[index, 2 - LABELS.index(label)] = 20
+    if quality == "blind to blue":
+        # The images are darker than the mean: the sum of all channels is far below any one of them.
+        weights[LABELS.index("blue")] = 60
     return weights
 
 
@@ -355,3 +359,22 @@ def migrated_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("store")
     tracking.connect(home)
     return home / "mlflow.db"
+
+
+@pytest.fixture(scope="session")
+def bucket() -> Iterator[str]:
+    """An S3 service on loopback with a bucket; the credentials come from the environment, as they do elsewhere."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        patch.setenv("AWS_ACCESS_KEY_ID", "test")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        boto3.client("s3").create_bucket(Bucket="models")
+        yield "s3://models"
+    server.stop()

@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
 from isthmus.tfx_pipeline import publishing, remote
 from isthmus.tfx_pipeline.errors import PipelineError
@@ -65,22 +63,6 @@ def test_a_half_written_push_is_cleared_away_and_is_no_version(saved_model: Path
     version = publishing.push(saved_model, str(base))
     assert not half.exists()
     assert publishing.versions(str(base)) == [version]
-
-
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    """An S3 service on loopback with a bucket; the credentials come from the environment, as they do elsewhere."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        patch.setenv("AWS_ACCESS_KEY_ID", "test")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        boto3.client("s3").create_bucket(Bucket="models")
-        yield "s3://models"
-    server.stop()
 
 
 @pytest.fixture
