@@ -18,7 +18,7 @@ def test_an_empty_section_has_the_designs_gates() -> None:
     config = PARSE({})
     assert config == ExportConfig()
     assert config.gates == GateConfig(logit_error=1e-3, top1_agreement=1.0, differing_pixels=0)
-    assert config.rungs == ("onnx2tf", "direct")
+    assert config.rungs == ("direct", "onnx2tf")
 
 
 def test_a_configuration_survives_json() -> None:
