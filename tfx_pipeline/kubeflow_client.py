@@ -34,12 +34,14 @@ def submit(job: Job, target: Target) -> Submitted:
     assert target.endpoint is not None
     endpoint = target.endpoint.rstrip("/")
     with _explained(endpoint), tempfile.TemporaryDirectory(prefix="isthmus-submit-") as scratch:
+        token = os.environ.get(TOKEN_VARIABLE)
+        _check(endpoint, token)
         package = Path(scratch, "pipeline.yaml")
         write_package(package, job.package)
         with warnings.catch_warnings():
             # It says of itself, every time, that it is for Kubeflow Pipelines v2.
             warnings.simplefilter("ignore", FutureWarning)
-            client = kfp.Client(host=endpoint, existing_token=os.environ.get(TOKEN_VARIABLE))
+            client = kfp.Client(host=endpoint, existing_token=token)
         experiment = client.create_experiment(target.experiment or job.name)
         common = {
             "experiment_id": experiment.experiment_id,
@@ -57,6 +59,18 @@ def submit(job: Job, target: Target) -> Submitted:
         )
         number = recurring.recurring_run_id
         return Submitted(kind="schedule", id=number, url=f"{endpoint}/#/recurringrun/details/{number}")
+
+
+def _check(endpoint: str, token: str | None) -> None:
+    """Ask once whether the API is there: kfp.Client asks five times, five seconds apart, and then says "timeout"."""
+    import kfp_server_api
+
+    configuration = kfp_server_api.Configuration(host=endpoint)
+    if token:
+        configuration.api_key["authorization"] = token
+        configuration.api_key_prefix["authorization"] = "Bearer"
+    with kfp_server_api.ApiClient(configuration) as client:
+        kfp_server_api.HealthzServiceApi(client).healthz_service_get_healthz()
 
 
 @contextlib.contextmanager
