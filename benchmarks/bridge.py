@@ -49,7 +49,7 @@ class Row:
     transposes: int
     """In the graph that TensorFlow runs after its own optimisers."""
     relative_size: float
-    """Bytes of saved_model/ over bytes of model.onnx."""
+    """Bytes of the SavedModel's graph and weights over bytes of model.onnx."""
     rounds: dict[int, dict[str, list[float]]]
     """Batch size -> runtime -> the median seconds of each round."""
 
@@ -123,14 +123,15 @@ def measured(name: str, *, rounds: int, home: Path) -> Row:
         export=exported,
         manifest=json.loads((bundle / "manifest.json").read_text()),
         transposes=transposes,
-        relative_size=folder_bytes(bundle / "saved_model") / (bundle / "model.onnx").stat().st_size,
+        relative_size=graph_bytes(bundle / "saved_model") / (bundle / "model.onnx").stat().st_size,
         rounds=times,
     )
 
 
-def folder_bytes(folder: Path) -> int:
-    """Of all files below it."""
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+def graph_bytes(folder: Path) -> int:
+    """Of a SavedModel's graph and weights; not of the photographs in its warm-up requests."""
+    files = [folder / "saved_model.pb", *folder.glob("variables/*")]
+    return sum(file.stat().st_size for file in files)
 
 
 def ratio(times: dict[str, list[float]], runtime: str) -> str:
