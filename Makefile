@@ -165,6 +165,7 @@ bench: build/.linked ## measure, and write docs/benchmarks.md
 	@$(PY) benchmarks/bridge_preprocessing.py
 	@$(PY) benchmarks/serving.py
 	@$(PY) benchmarks/predict.py
+	@$(PY) benchmarks/precision.py
 	@$(PY) benchmarks/pipeline_overhead.py
 
 .PHONY: soak

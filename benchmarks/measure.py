@@ -84,14 +84,14 @@ def write_section(title: str, body: str) -> None:
     head = "# Benchmarks\n\nWritten by `make bench`; ratios within one run.\n"
     text = PAGE.read_text() if PAGE.exists() else head
     sections = text.split("\n## ")
-    section = f"{title}\n\n{_machine()}\n\n{body.strip()}\n"
+    section = f"{title}\n\n{machine()}\n\n{body.strip()}\n"
     kept = [part for part in sections[1:] if part.split("\n", 1)[0] != title]
     PAGE.write_text(
         "\n## ".join([sections[0].rstrip() + "\n", *(part.rstrip() + "\n" for part in kept), section])
     )
 
 
-def _machine() -> str:
+def machine() -> str:
     model = next(
         (
             line.split(":")[1].strip()
