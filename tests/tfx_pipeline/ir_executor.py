@@ -96,7 +96,8 @@ class ForkServer:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.close()
-        self._process.wait(timeout=30)
+        self._process.kill()
+        self._process.wait(timeout=120)
         self._process.stdout.close()
         self._log.close()
 

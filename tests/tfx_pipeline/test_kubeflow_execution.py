@@ -88,11 +88,11 @@ def tracking_server(migrated_store: Path, tmp_path_factory: pytest.TempPathFacto
             yield uri
         finally:
             server.terminate()
-            server.wait(timeout=30)
+            server.wait(timeout=120)
 
 
 def _wait_for(url: str, process: subprocess.Popen[Any], log: Path) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while True:
         assert process.poll() is None, log.read_text()
         assert time.monotonic() < deadline, log.read_text()

@@ -69,7 +69,7 @@ def start(module: str, folder: Path, *, port_option: str) -> Process:
             cwd=folder,
             env=environment,
         )
-    deadline = time.monotonic() + 180
+    deadline = time.monotonic() + 600
     while True:
         assert process.poll() is None, f"{module} ended; see {folder}"
         assert time.monotonic() < deadline, f"{module} does not listen; see {folder}"
@@ -244,7 +244,7 @@ def test_a_worker_killed_half_way_changes_nothing(engine: Any, tmp_path: Path) -
             stdout=log,
             stderr=log,
         )
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 600
     # Half way: some records are written, into the files that Beam renames at the end.
     while not any(
         path.is_file() and path.stat().st_size for path in Path(retried.uri).rglob("beam-temp-*/*")
@@ -259,7 +259,7 @@ def test_a_worker_killed_half_way_changes_nothing(engine: Any, tmp_path: Path) -
     assert not list(Path(retried.uri).glob("Split-*/data_tfrecord*")), "it was not half way any more"
     # What an engine reports as a failed job: here the job service goes, and the task that asked it fails.
     job_service.stop()
-    assert task.wait(timeout=200) != 0
+    assert task.wait(timeout=600) != 0
 
     # The cluster's retry: the same task, the same place, workers and job service as they are by then.
     _, _, args = engine()
