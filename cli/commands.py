@@ -171,9 +171,11 @@ def _recipe_of_timm(arguments: argparse.Namespace) -> Recipe:
     if arguments.config is not None:
         raise UsageError("--config and --timm-args exclude each other: both are the recipe")
     translation = translate(arguments.timm_args)
-    recipe = from_values(
-        translation.values, overrides=overrides_of(arguments), where=str(arguments.timm_args)
-    )
+    overrides = overrides_of(arguments)
+    if translation.values["data"].get("source") == "timm" and overrides.get("data.source") == "imagefolder":
+        # --data is where the reader of the file finds its data.
+        del overrides["data.source"]
+    recipe = from_values(translation.values, overrides=overrides, where=str(arguments.timm_args))
     path = arguments.home / "recipes" / f"{recipe.name}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(recipe.to_dict(), sort_keys=False), encoding="utf-8")

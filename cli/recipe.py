@@ -22,7 +22,8 @@ from isthmus.cli.errors import UsageError
 from isthmus.export.config import ExportConfig
 from isthmus.lineage.config import RegistryConfig, SigningConfig
 from isthmus.tfx_pipeline.config import PipelineConfig
-from isthmus.training.config import DataConfig, ModelConfig, SweepConfig, TrainConfig
+from isthmus.training.config import DataConfig, ModelConfig, TrainConfig
+from isthmus.training.sweep_config import SweepConfig
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -14,15 +14,45 @@ class DataConfig:
 
     __pydantic_config__ = FORBID_UNKNOWN_KEYS
 
-    source: Literal["digits", "fashion_mnist", "imagefolder"] = "imagefolder"
+    source: Literal["digits", "fashion_mnist", "imagefolder", "timm"] = "imagefolder"
     """`digits`: the 1,797 real handwritten digits inside scikit-learn. `fashion_mnist`: 70,000 images from
     the Debian package dataset-fashion-mnist or torchvision's download. `imagefolder`: your own folder, see
-    `root`."""
+    `root`. `timm`: one of timm's readers, see `reader`."""
 
     root: Path | None = None
-    """Only for `imagefolder`. Either `root/<class>/image.png`, which is split here, or
+    """For `imagefolder`: either `root/<class>/image.png`, which is split here, or
     `root/train/<class>/...` with `root/val` and `root/test` beside it; of these two, one that is missing is
-    carved out of train."""
+    carved out of train. With `multi_label`, `root/labels.csv` names the classes of each file. For `timm`: where
+    the reader finds or puts its data."""
+
+    reader: str | None = None
+    """For `timm`: torch/NAME, hfds/NAME, wds/[NAME] or tfds/NAME, as timm's --dataset. What it reads is written out
+    once as image files."""
+
+    train_split: str = "train"
+    """The reader's name of the training split. For a folder: train."""
+
+    val_split: str | None = None
+    """The reader's name of the validation split; none carves one out of train. For a folder: val, valid or
+    validation."""
+
+    test_split: str | None = None
+    """The reader's name of the test split; none carves one out of train."""
+
+    class_map: Path | None = None
+    """timm's file of class names in the order of their indices, one a line (.txt)."""
+
+    download: bool = False
+    """Let the reader download what is not there (torch/ and tfds/)."""
+
+    input_key: str | None = None
+    """The reader's name of the image; none takes its usual one."""
+
+    target_key: str | None = None
+    """The reader's name of the label."""
+
+    multi_label: bool = False
+    """An image may have several classes, or none: sigmoid heads, binary losses, mean average precision."""
 
     name: str | None = None
     """Folder under `<home>/data`. Default: the source, or for `imagefolder` the name of the root folder."""
@@ -345,44 +375,3 @@ class TrainConfig:
     seed: int = 0
     """Of weights, order and augmentation. On one CPU the same seed gives the same weights, interrupted or
     not."""
-
-
-@dataclass(kw_only=True)
-class Parameter:
-    """What a sweep may try for one key: `choices`, or a range from `low` to `high`."""
-
-    __pydantic_config__ = FORBID_UNKNOWN_KEYS
-
-    choices: tuple[Any, ...] | None = None
-    """Values to choose from."""
-
-    low: float | None = None
-    """Smallest value of a range."""
-
-    high: float | None = None
-    """Largest value of a range."""
-
-    log: bool = False
-    """Draw the range's logarithm evenly, as learning rates want it."""
-
-    integer: bool = False
-    """Whole numbers only."""
-
-
-@dataclass(kw_only=True)
-class SweepConfig:
-    """An Optuna study over keys of the recipe: isthmus train --sweep."""
-
-    __pydantic_config__ = FORBID_UNKNOWN_KEYS
-
-    parameters: dict[str, Parameter]
-    """By the recipe's dotted key, below model or train: {train.lr: {low: 1.0e-4, high: 1.0e-2, log: true}}."""
-
-    trials: int = 20
-    """Trainings in all; a sweep that was interrupted goes on with those that are left."""
-
-    sampler: Literal["tpe", "random"] = "tpe"
-    """Optuna's: tree-structured Parzen estimator, or random search."""
-
-    seed: int = 0
-    """Of the sampler."""

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from isthmus.lineage.files import staging_directory, tree_digest, write_json
-from isthmus.training import imagefolder, sources
+from isthmus.training import imagefolder, multilabel, readers, sources
 from isthmus.training.config import DataConfig
 from isthmus.training.disk import no_space_is_one_line, replace_lock
 from isthmus.training.errors import TrainingError
@@ -56,8 +56,13 @@ class PreparedData:
     reused: bool = False
     """True when it was there already."""
 
-    def images(self, split: str) -> list[tuple[Path, int]]:
-        """(file, label) of every image of a split, sorted by path."""
+    def images(self, split: str) -> list[tuple[Path, Any]]:
+        """(file, label) of every image of a split, sorted by path; a label is a list of them for multi-label data."""
+        if self.multi_label:
+            listed = json.loads((self.root / multilabel.LABELS_JSON).read_text())["files"]
+            return sorted(
+                (self.root / path, labels) for path, labels in listed.items() if path.startswith(f"{split}/")
+            )
         return [
             (path, label)
             for label, name in enumerate(self.classes)
@@ -82,12 +87,13 @@ def prepare(data: DataConfig, *, home: Path) -> PreparedData:
         if wanted.target.exists():
             log.info("data %s: unfinished, or changed since; preparing it again", name)
         with _staging(parent, name) as staging:
-            classes, quarantined = _fill(staging, data, wanted.folder, downloads=parent / ".downloads")
+            classes, quarantined = _fill(staging, data, wanted, downloads=parent / ".downloads")
             record = {
                 "schema_version": SCHEMA_VERSION,
                 "name": name,
                 "source": data.source,
                 "classes": list(classes),
+                "multi_label": data.multi_label,
                 "splits": {split: {"num_images": len(image_files(staging / split))} for split in SPLITS},
                 "digest": tree_digest(staging),
                 "request": wanted.request,
@@ -127,7 +133,7 @@ def dataset_name(data: DataConfig) -> str:
     name."""
     name = data.name
     if name is None:
-        name = data.root.expanduser().absolute().name if data.root is not None else data.source
+        name = data.root.expanduser().absolute().name if data.root is not None else data.reader or data.source
         name = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-") or data.source
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name):
         raise TrainingError(
@@ -144,8 +150,21 @@ def _check_fractions(data: DataConfig) -> None:
         )
     if data.max_per_class is not None and data.max_per_class < 1:
         raise TrainingError(f"data.max_per_class {data.max_per_class} must be at least 1")
-    if data.source != "imagefolder" and data.root is not None:
-        raise TrainingError(f"data.root {data.root} is for imagefolder only, not for {data.source}")
+    if data.source in ("digits", "fashion_mnist") and (data.root is not None or data.multi_label):
+        raise TrainingError(
+            f"data.root and data.multi_label are for imagefolder and timm, not for {data.source}"
+        )
+    if (data.reader is not None) != (data.source == "timm"):
+        raise TrainingError("data.reader and data.source: timm belong together; give both or none")
+    folders = {
+        "train_split": ("train",),
+        "val_split": (None, *imagefolder.SPLIT_FOLDERS["val"]),
+        "test_split": (None, "test"),
+    }
+    for key, allowed in folders.items() if data.source != "timm" else ():
+        if getattr(data, key) not in allowed:
+            names = ", ".join(name for name in allowed if name)
+            raise TrainingError(f"data.{key} {getattr(data, key)!r}: folders of this split are named {names}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,26 +172,41 @@ class _Wanted:
     """What the recipe asks for, and where."""
 
     target: Path
+    root: Path | None
+    """The user's own images, or what a reader wrote; None for a data set that comes as arrays."""
     folder: imagefolder.Folder | None
-    """The user's own images, listed; None for a data set that comes as arrays."""
+    """These images, listed; None for arrays and for multi-label data."""
     request: dict[str, Any]
     """As it is written into dataset.json and compared with it."""
 
     @classmethod
     def by(cls, data: DataConfig, *, home: Path) -> "_Wanted":
         _check_fractions(data)
-        folder = imagefolder.list_folder(data.root) if data.source == "imagefolder" else None
+        root, folder, stamp = data.root, None, None
+        if data.source == "timm":
+            root = readers.materialize(data, home=home)
+        if data.multi_label:
+            root = imagefolder.existing(root)
+            stamp = multilabel.stamp(root)
+        elif data.source in ("imagefolder", "timm"):
+            folder = imagefolder.list_folder(
+                root, class_map=data.class_map if data.source == "imagefolder" else None
+            )
+            root, stamp = folder.root, folder.stamp()
         request = {
             "source": data.source,
-            "root": str(folder.root) if folder else None,
-            "stamp": folder.stamp() if folder else None,
+            "reader": data.reader,
+            "root": str(root) if root is not None else None,
+            "stamp": stamp,
+            "multi_label": data.multi_label,
             "val_fraction": data.val_fraction,
             "test_fraction": data.test_fraction,
             "split_seed": data.split_seed,
             "on_corrupt": data.on_corrupt,
             "max_per_class": data.max_per_class,
         }
-        return cls(target=Path(home).absolute() / "data" / dataset_name(data), folder=folder, request=request)
+        target = Path(home).absolute() / "data" / dataset_name(data)
+        return cls(target=target, root=root, folder=folder, request=request)
 
     def present(self) -> dict[str, Any] | None:
         """dataset.json when it is what is wanted and its files are still there."""
@@ -183,12 +217,17 @@ class _Wanted:
 
 
 def _fill(
-    staging: Path, data: DataConfig, folder: imagefolder.Folder | None, *, downloads: Path
+    staging: Path, data: DataConfig, wanted: _Wanted, *, downloads: Path
 ) -> tuple[tuple[str, ...], list[dict[str, str]]]:
     """Write or link all images; returns (classes, quarantined)."""
-    if folder is not None:
-        plan = imagefolder.plan(folder, data)
-        _write_files(staging, plan, root=folder.root)
+    if data.multi_label:
+        assert wanted.root is not None
+        several = multilabel.plan(wanted.root, data)
+        _write_multi_label(staging, several)
+        return several.classes, several.quarantined
+    if wanted.folder is not None:
+        plan = imagefolder.plan(wanted.folder, data)
+        _write_files(staging, plan, root=wanted.folder.root)
         return plan.classes, plan.quarantined
     if data.source == "digits":
         arrays = sources.digits(data)
@@ -230,6 +269,18 @@ def _write_files(staging: Path, plan: imagefolder.Plan, *, root: Path) -> None:
                         f"{Path(flat).stem}-{hashlib.sha256(str(path).encode()).hexdigest()[:8]}{path.suffix}"
                     )
                 imagefolder.link(path, folder / flat)
+
+
+def _write_multi_label(staging: Path, plan: multilabel.MultiLabelPlan) -> None:
+    """Link each file below its split, and write which classes it has."""
+    labels: dict[str, list[int]] = {}
+    for split, files in plan.files.items():
+        (staging / split).mkdir(parents=True)
+        for path, indices in files:
+            flat = "__".join(path.relative_to(plan.root).parts)
+            imagefolder.link(path, staging / split / flat)
+            labels[f"{split}/{flat}"] = indices
+    write_json(staging / multilabel.LABELS_JSON, {"classes": list(plan.classes), "files": labels})
 
 
 def _publish(staging: Path, target: Path, record: dict[str, Any]) -> None:
@@ -278,6 +329,7 @@ def _prepared(root: Path, record: dict[str, Any], *, reused: bool) -> PreparedDa
         splits={split: record["splits"][split]["num_images"] for split in SPLITS},
         digest=record["digest"],
         num_quarantined=len(record["quarantined"]),
+        multi_label=bool(record.get("multi_label")),
         reused=reused,
     )
 

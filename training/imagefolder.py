@@ -50,17 +50,12 @@ class Plan:
     """{"path", "error"} of images left out."""
 
 
-def list_folder(root: Path | None) -> Folder:
-    """List a root and check everything that needs no decoding. Raises TrainingError in one line."""
-    if root is None:
-        raise TrainingError(
-            "data.root is missing: the source imagefolder needs the folder that holds your images"
-        )
-    root = root.expanduser().absolute()
-    if not root.exists():
-        raise TrainingError(f"data.root {root} does not exist; give the folder that holds your images")
-    if not root.is_dir():
-        raise TrainingError(f"data.root {root} is a file; give the folder that holds your images")
+def list_folder(root: Path | None, *, class_map: Path | None = None) -> Folder:
+    """List a root and check everything that needs no decoding. Raises TrainingError in one line.
+
+    `class_map` is timm's: the names of the classes, one a line; the folders must be these.
+    """
+    root = existing(root)
     own = {
         split: root / name
         for split, names in SPLIT_FOLDERS.items()
@@ -74,7 +69,45 @@ def list_folder(root: Path | None) -> Folder:
         )
     files = {split: _list_classes(folder) for split, folder in (own or {"train": root}).items()}
     _check_classes(root, files)
+    if class_map is not None:
+        _check_class_map(class_map, sorted(files["train"]))
     return Folder(root=root, files=files)
+
+
+def existing(root: Path | None) -> Path:
+    """The absolute root; raises TrainingError when it is not given or no folder."""
+    if root is None:
+        raise TrainingError(
+            "data.root is missing: the source imagefolder needs the folder that holds your images"
+        )
+    root = root.expanduser().absolute()
+    if not root.exists():
+        raise TrainingError(f"data.root {root} does not exist; give the folder that holds your images")
+    if not root.is_dir():
+        raise TrainingError(f"data.root {root} is a file; give the folder that holds your images")
+    return root
+
+
+def _check_class_map(file: Path, classes: Sequence[str]) -> None:
+    """timm numbers classes by this file; here they are numbered by name, so it has to hold the same ones in order."""
+    try:
+        names = [
+            line.strip()
+            for line in file.expanduser().read_text(encoding="utf-8").splitlines()
+            if line.strip()
+        ]
+    except (OSError, UnicodeDecodeError) as problem:
+        raise TrainingError(f"data.class_map {file} cannot be read: {problem}") from problem
+    if set(names) != set(classes):
+        differing = sorted(set(names) ^ set(classes))
+        raise TrainingError(
+            f"data.class_map {file} and the folders differ in {len(differing)} classes: {_some(differing)}"
+        )
+    if names != list(classes):
+        raise TrainingError(
+            f"data.class_map {file} does not number the classes by name, as folders are here; the served label is "
+            f"the name, so leave the map out"
+        )
 
 
 def plan(folder: Folder, data: DataConfig) -> Plan:

@@ -23,8 +23,9 @@ class NumberedReader:
     `labels[number]` is the class, `samples[number]` the file.
     """
 
-    def __init__(self, samples: list[tuple[Path, int]]) -> None:
+    def __init__(self, samples: list[tuple[Path, Any]], *, num_classes: int | None = None) -> None:
         self.samples = samples
+        self.num_classes = num_classes
 
     def __getitem__(self, number: int) -> tuple[io.BytesIO, int]:
         """(encoded image, number). A file that vanished stops the run: timm would silently take its
@@ -41,9 +42,14 @@ class NumberedReader:
         return len(self.samples)
 
     def labels(self) -> torch.Tensor:
-        """int64 [N], the class of each number."""
+        """int64 [N], the class of each number; with `num_classes` float32 [N, C], 1 for each of its classes."""
         import torch
 
+        if self.num_classes is not None:
+            dense = torch.zeros(len(self.samples), self.num_classes)
+            for number, (_, labels) in enumerate(self.samples):
+                dense[number, labels] = 1.0
+            return dense
         return torch.tensor([label for _, label in self.samples], dtype=torch.int64)
 
 
@@ -51,7 +57,8 @@ def dataset(data: PreparedData, split: str) -> ImageDataset:
     """timm's ImageDataset over one split; images are opened as RGB."""
     from timm.data import ImageDataset
 
-    return ImageDataset(str(data.root / split), reader=NumberedReader(data.images(split)))
+    reader = NumberedReader(data.images(split), num_classes=len(data.classes) if data.multi_label else None)
+    return ImageDataset(str(data.root / split), reader=reader)
 
 
 def train_loader(

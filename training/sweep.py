@@ -19,8 +19,9 @@ import pydantic
 from isthmus.lineage import tracking
 from isthmus.lineage.files import canonical_json, sha256_text
 from isthmus.training import checkpoint as checkpoints
-from isthmus.training.config import DataConfig, ModelConfig, Parameter, SweepConfig, TrainConfig
+from isthmus.training.config import DataConfig, ModelConfig, TrainConfig
 from isthmus.training.errors import TrainingError, TrainingInterruptedError
+from isthmus.training.sweep_config import Parameter, SweepConfig
 from isthmus.training.train import TrainResult, scored, train
 
 if TYPE_CHECKING:

@@ -29,8 +29,7 @@ def run(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
     config = ExportConfig.from_dict(request["config"])
     model_record, data_root, target = checkpoint.model, Path(request["data_root"]), Path(request["bundle"])
 
-    # The images of a model that was trained elsewhere need not be sorted into its classes.
-    choose = evaluation_images.choose_anywhere if checkpoint.origin else evaluation_images.choose
+    choose = evaluation_images.chooser(checkpoint)
     chosen = choose(
         data_root, split=config.reference_split, labels=model_record["labels"], count=config.reference_images
     )

@@ -62,7 +62,7 @@ def _calibration_split(data_root: Path, config: ExportConfig) -> str:
 def _taken(
     checkpoint: Checkpoint, *, data_root: Path, split: str, count: int
 ) -> evaluation_images.EvaluationImages:
-    choose = evaluation_images.choose_anywhere if checkpoint.origin else evaluation_images.choose
+    choose = evaluation_images.chooser(checkpoint)
     files = choose(data_root, split=split, labels=checkpoint.model["labels"], count=count)
     return evaluation_images.preprocess(files, data_root=data_root, preprocessing=checkpoint.preprocessing)
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from isthmus.export.checkpoint import Checkpoint
 from isthmus.export.errors import ExportError
 from isthmus.export.reference import MIN_IMAGES
 
@@ -88,6 +90,16 @@ def choose_anywhere(data_root: Path, *, split: str, labels: list[str], count: in
     if len(files) < MIN_IMAGES:
         raise ExportError(f"{root} holds {len(files)} images; parity needs at least {MIN_IMAGES} real ones")
     return [files[i] for i in _even_indexes(len(files), min(count, len(files)))]
+
+
+def chooser(checkpoint: Checkpoint) -> Callable[..., list[tuple[Path, int]]]:
+    """How the reference images of a checkpoint are chosen: by class folder, or from anywhere.
+
+    The images of a model that was trained elsewhere need not be sorted into its classes, and those of a multi-label
+    head cannot be.
+    """
+    anywhere = bool(checkpoint.origin) or checkpoint.model["head"] == "multi_label"
+    return choose_anywhere if anywhere else choose
 
 
 def _spread_over_classes(files: dict[int, list[Path]], count: int) -> list[tuple[Path, int]]:

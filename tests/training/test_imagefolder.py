@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from isthmus.export.torch_half.images import IMAGE_SUFFIXES as REFERENCE_SUFFIXES
+from isthmus.lineage.splits import position_of, split_of
 from isthmus.tfx_pipeline.image_folder import IMAGE_SUFFIXES
 from isthmus.training.config import DataConfig
 from isthmus.training.errors import TrainingError
-from isthmus.lineage.splits import position_of, split_of
 from isthmus.training.imagefolder import Plan, link, list_folder, plan
 from isthmus.training.images import SUFFIXES
 

@@ -13,12 +13,11 @@ from isthmus.training.config import (
     AugmentConfig,
     DataConfig,
     ModelConfig,
-    Parameter,
-    SweepConfig,
     TrainConfig,
 )
 from isthmus.training.errors import TrainingError, TrainingInterruptedError
 from isthmus.training.sweep import SweepResult, sweep
+from isthmus.training.sweep_config import Parameter, SweepConfig
 
 PARAMETERS = {
     "train.lr": Parameter(low=1e-4, high=1e-2, log=True),
