@@ -112,7 +112,7 @@ def write(request: dict[str, Any]) -> None:
         if not request[source]:
             continue
         names, samples = read(request, name=name, split=request[source])
-        classes = classes or names
+        classes = classes or list(names)
         for number, sample in enumerate(samples):
             targets = _indices(sample.target)
             if not names:
