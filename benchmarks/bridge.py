@@ -107,7 +107,9 @@ def measured(name: str, *, rounds: int, home: Path) -> Row:
     times: dict[int, dict[str, list[float]]] = {size: {runtime: [] for runtime in RUNTIMES} for size in CALLS}
     with ExitStack() as stack:
         workers = {runtime: stack.enter_context(worker(runtime, *arguments[runtime])) for runtime in RUNTIMES}
-        transposes = workers["tensorflow"].ask(operators=True).get("Transpose", 0)
+        found = workers["tensorflow"].ask(operators=True)
+        # oneDNN's has a name of its own.
+        transposes = found.get("Transpose", 0) + found.get("_MklTranspose", 0)
         for size, calls in CALLS.items():
             print(f"{name}: batch {size}", flush=True)
             for runtime in RUNTIMES:
