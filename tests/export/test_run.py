@@ -19,10 +19,11 @@ import pytest
 from isthmus.export import bundle as bundles
 from isthmus.export import checkpoint as checkpoints
 from isthmus.export import manifest as manifests
-from isthmus.export.config import STAGES, ExportConfig, GateConfig, Override
+from isthmus.export.config import STAGES, ExportConfig, GateConfig, Override, ReducedGateConfig
 from isthmus.export.errors import ExportError, ParityRefusedError
 from isthmus.export.ladder import in_order
 from isthmus.export.run import export
+from isthmus.lineage import parity_limits
 
 RECIPE = {"name": "toy", "data": {"root": Path("images")}}
 
@@ -284,3 +285,34 @@ def test_a_model_with_attention_goes_by_the_direct_rung_first() -> None:
     assert in_order(("onnx2tf", "direct"), attention=False) == ("onnx2tf", "direct")
     assert in_order(("onnx2tf", "direct"), attention=True) == ("direct", "onnx2tf")
     assert in_order(("onnx2tf",), attention=True) == ("onnx2tf",)
+
+
+@pytest.mark.slow
+def test_a_bundle_in_bf16_with_a_tflite_keeps_its_answers_and_says_by_which_limits(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    config = ExportConfig(
+        reference_images=16, rungs=("direct",), precision="bf16", formats=("saved_model", "tflite")
+    )
+    published = bundles.load(run(checkpoint, tmp_path, config))
+    assert published.verify() == []
+    assert published.litert is not None
+    export, parity = published.manifest["export"], published.manifest["parity"]
+    assert "model.tflite" in published.manifest["files"]
+    assert (export["precision"], export["formats"]) == ("bf16", ["saved_model", "tflite"])
+    assert export["litert"]["batch"] == "dynamic"
+    # The toy's data has no further split: all 24 images are evaluated on.
+    assert export["reduced"]["evaluation"] == {"split": "test", "num_images": 24}
+    assert export["reduced"]["limits"] == asdict(ReducedGateConfig())
+    stages = {stage["stage"]: stage for stage in parity["stages"]}
+    assert list(stages) == [*STAGES, "precision", "litert"]
+    assert all(stage["passed"] for stage in stages.values())
+    assert stages["onnxruntime"]["limit"] == 1e-3
+    for name in ("saved_model", "end_to_end", "server_grpc", "server_rest", "precision"):
+        # Another arithmetic, not another model: far beyond fp32's rounding, and the same answers.
+        assert stages[name]["limit"] is None
+        assert stages[name]["error"] > 1e-4
+        assert stages[name]["top1_agreement"] >= 0.99
+    assert stages["precision"]["metric"]["num_images"] == 24
+    assert stages["precision"]["metric"]["drop"] <= 0.005
+    assert parity_limits.loose_limits(parity) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,9 +11,11 @@ from typing import Any
 import pytest
 import tensorflow as tf
 
+from isthmus.export.config import ExportConfig, GateConfig
 from isthmus.export.parity import TITLES
 from isthmus.tfx_pipeline import parity_validator
 from isthmus.tfx_pipeline.artifacts import ParityReport, Verdict
+from isthmus.tfx_pipeline.model_artifact import gates_of, manifest_of, reference_of, saved_model_of
 
 Validate = Callable[..., Verdict]
 
@@ -147,3 +150,28 @@ def test_a_label_that_is_not_the_class() -> None:
     wrong = parity_validator.inconsistent_answer(np.array([1, 0]), np.array([b"b", b"b"]), labels=["a", "b"])
     assert wrong == "class_id 0 is answered with the label 'b'"
     assert parity_validator.inconsistent_answer(np.array([1]), np.array(["b"]), labels=["a", "b"]) is None
+
+
+def test_reduced_precision_is_held_to_the_limits_that_its_bundle_records() -> None:
+    given = {"logit_error": 1e-3, "top1_agreement": 1.0}
+    full = {"export": {"precision": "fp32"}, "parity": {"served_gates": {"top1_agreement": 0.5}}}
+    assert gates_of(full, **given) == GateConfig(**given)
+    config = ExportConfig(precision="bf16")
+    half = {"export": {"precision": "bf16"}, "parity": {"served_gates": asdict(config.served_gates)}}
+    assert gates_of(half, **given) == config.served_gates
+    assert gates_of(half, **given).logit_error is None
+
+
+def test_a_model_whose_answers_differ_is_refused_in_reduced_precision_too(
+    make_model: Callable[..., Any],
+) -> None:
+    model = make_model(fault="swapped channels")
+    results = parity_validator.measure(
+        saved_model_of(model),
+        reference_of(model),
+        {},
+        gates=ExportConfig(precision="int8").served_gates,
+        manifest=manifest_of(model),
+    )
+    assert [result.passed for result in results] == [False, False]
+    assert all("top-1 agreement" in (result.problem or "") for result in results)
