@@ -67,10 +67,10 @@ def draw_confusion(tally: Tally, target: str, *, title: str, labels: list[str]) 
         f"{title}: accuracy {tally.whole.accuracy:.4f} on {tally.whole.num_images} images", fontsize=10
     )
     if len(shown) <= _MAX_NUMBERS:
-        for (row, column), count in np.ndenumerate(counts):
-            if count:
+        for (row, column), number in np.ndenumerate(counts):
+            if number:
                 color = "white" if shares[row, column] > 0.5 else _MUTED
-                axes.text(column, row, str(count), ha="center", va="center", fontsize=8, color=color)
+                axes.text(column, row, str(number), ha="center", va="center", fontsize=8, color=color)
     figure.colorbar(image, ax=axes, label="share of the class", fraction=0.045)
     _save(figure, target)
 

@@ -98,7 +98,7 @@ def extractors(defaults: Sequence[Any], *, edges: dict[str, list[int]], target: 
     return [*extended, tfma.extractors.Extractor(stage_name="isthmus.Tally", ptransform=_WriteTally(target))]
 
 
-class _Buckets(beam.PTransform):  # type: ignore[misc]
+class _Buckets(beam.PTransform):
     """Adds the features that sizes and brightnesses are sliced by."""
 
     def __init__(self, edges: dict[str, list[int]]) -> None:
@@ -125,7 +125,7 @@ def _text(value: str) -> np.ndarray:
     return np.array([value.encode()], dtype=object)
 
 
-class _WriteTally(beam.PTransform):  # type: ignore[misc]
+class _WriteTally(beam.PTransform):
     """Counts beside the stream, which passes unchanged."""
 
     def __init__(self, target: str) -> None:
@@ -162,7 +162,7 @@ def _counted(extract: dict[str, Any]) -> tuple[Any, ...]:
     return label, answer, float(probabilities[answer]), champion, slices
 
 
-class _Add(beam.CombineFn):  # type: ignore[misc]
+class _Add(beam.CombineFn):
     """Adds up what `_counted` says, to one line of JSON."""
 
     def create_accumulator(self) -> dict[str, Any]:

@@ -114,7 +114,7 @@ def batches(shard: Shard, size: int) -> Iterator[Batch]:
             yield batch
 
 
-class SavedModelHandler(ModelHandler[Shard, PredictionResult, Model]):  # type: ignore[misc, type-arg]
+class SavedModelHandler(ModelHandler[Shard, PredictionResult, Model]):
     """RunInference over shards: an element is a shard and not an image, so that what is finished is written at once.
 
     (With one image an element, a shard could be written only behind a GroupByKey, where every runner waits for all
