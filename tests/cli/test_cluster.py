@@ -1,0 +1,75 @@
+"""`isthmus pipeline --runner kubeflow|vertex`: what is refused before anything is read, uploaded or loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from isthmus.cli.cluster import place
+from isthmus.cli.main import main
+
+KUBEFLOW = ["--runner", "kubeflow", "--image", "registry.example/isthmus:1"]
+VERTEX = ["--runner", "vertex", "--image", "registry.example/isthmus:1"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--runner", "kubeflow"], "--runner kubeflow: say --submit, or --compile-only FILE"),
+        (["--runner", "vertex", "--submit"], "--runner vertex needs --image and --root"),
+        (
+            [*KUBEFLOW, "--root", "s3://b/x", "--submit"],
+            "--submit needs --endpoint, the URL of Kubeflow Pipelines' API",
+        ),
+        (
+            [*VERTEX, "--root", "gs://b/x", "--submit"],
+            "--submit needs --project and --region (or --compile-only)",
+        ),
+        (
+            [*VERTEX, "--root", "s3://b/x", "--submit"],
+            "--root s3://b/x: the runner vertex needs gs://BUCKET/FOLDER",
+        ),
+        (
+            [*KUBEFLOW, "--root", "gs://b/x", "--schedule", "hourly", "--compile-only", "x.json"],
+            "--schedule 'hourly': write the five fields of cron",
+        ),
+        (
+            [*KUBEFLOW, "--root", "s3://b/x", "--compile-only", "x.json"],
+            "; run `isthmus export` first, or name one",
+        ),
+        (
+            [
+                *KUBEFLOW,
+                "--root",
+                "gs://b/x",
+                "--compile-only",
+                "x.json",
+                "--bundle",
+                "gs://b/bundle",
+                "--beam",
+                "flink",
+            ],
+            "--beam flink needs --beam-endpoint HOST:PORT",
+        ),
+    ],
+)
+def test_one_line_says_what_is_missing(
+    arguments: list[str], text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["pipeline", *arguments, "--home", str(tmp_path)]) in (1, 2)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert text in line
+
+
+def test_compiling_and_submitting_exclude_each_other(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as raised:
+        main(["pipeline", *KUBEFLOW, "--submit", "--compile-only", "x.json"])
+    assert raised.value.code == 2
+    assert "not allowed with argument --submit" in capsys.readouterr().err
+
+
+def test_a_uri_is_no_path() -> None:
+    assert place("gs://bucket//folder") == "gs://bucket//folder"
+    assert place("bundles/digits") == Path("bundles/digits")
