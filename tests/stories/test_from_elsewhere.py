@@ -26,17 +26,14 @@ def isthmus(*arguments: str | Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What somebody brings along: weights, an ONNX file and the names of the classes."""
+def elsewhere(store: Path, first_run: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What somebody brings along: weights, an ONNX file and the names of the classes, and nothing of ours."""
+    del first_run
     folder = tmp_path_factory.mktemp("elsewhere")
-    store = folder / "their own store"
-    isthmus("train", "--config", RECIPE, "--epochs", "6", "--home", store)
-    isthmus("export", "--config", RECIPE, "--home", store)
     (weights,) = (store / "checkpoints/digits/latest").resolve().glob("*.safetensors")
     shutil.copy(weights, folder / "weights.safetensors")
     shutil.copy((store / "bundles/digits/latest").resolve() / "model.onnx", folder / "model.onnx")
-    shutil.rmtree(store)
-    (folder / "labels.txt").write_text("\n".join(str(digit) for digit in range(10)))
+    (folder / "labels.txt").write_text("".join(f"{digit}\n" for digit in range(10)))
     return folder
 
 
@@ -50,21 +47,12 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_it_is_pushed_registered_and_traced(
     name: str, origin: tuple[str, ...], elsewhere: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    store = tmp_path_factory.getbasetemp() / "from-elsewhere"
+    home = tmp_path_factory.getbasetemp() / "from-elsewhere"
     given = [elsewhere / part if (elsewhere / part).is_file() else part for part in origin]
-    common = ["--config", RECIPE, "--name", name, "--home", store]
+    common = ["--config", RECIPE, "--name", name, "--home", home]
     isthmus("export", *given, "--labels", elsewhere / "labels.txt", *common)
-    result = json.loads(
-        isthmus("pipeline", *common, "--set", "pipeline.evaluation.min_accuracy=0.9", "--json")
-    )
+    result = json.loads(isthmus("pipeline", *common, "--json"))
     assert result["registered_version"] == 1
-    assert result["metrics"]["accuracy"] > 0.9
-    tree = isthmus("lineage", f"models:/{name}@champion", "--home", store)
+    assert result["metrics"]["accuracy"] > 0.95
+    tree = isthmus("lineage", f"models:/{name}@champion", "--home", home)
     assert Path(result["pushed"]).name in tree
-    predicted = json.loads(
-        isthmus(
-            *("pipeline", "predict", "--model", f"models:/{name}@champion", "--home", store, "--json"),
-            *("--data", store / "data/digits/test", "--output", store / f"{name}.parquet"),
-        )
-    )
-    assert (predicted["num_images"], predicted["num_failed"]) == (360, 0)
