@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import logging
 import warnings
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,9 @@ log = logging.getLogger(__name__)
 
 INPUT_NAME = "images"
 OUTPUT_NAME = "logits"
+
+# Where dynamo notes the modules that a node came from.
+_SCOPES = "pkg.torch.onnx.name_scopes"
 
 # Larger results of constant folding stay computed: a folded position table may outweigh the model.
 _FOLD_AT_MOST = "10MB"
@@ -60,6 +65,7 @@ def write_onnx(
             warnings.simplefilter("ignore")
             EXPORTERS[exporter](model, example, raw, opset)
         exported = onnx.load(raw)
+        _name_by_module(exported.graph)
     except ExportError:
         raise
     except Exception as error:
@@ -159,6 +165,24 @@ def _simplify(exported: Any) -> tuple[Any, bool]:
         log.warning("onnxsim failed, the exporter's graph is used as it is: %s", _first_line(error))
         return exported, False
     return simplified, True
+
+
+def _name_by_module(graph: Any) -> None:
+    """Name nodes by the module that they came from, as the TorchScript exporter does and dynamo does not.
+
+    An operator that does not cross is reported by its node: "/stages.0/blocks.1/attn/Einsum" says where to look.
+    dynamo keeps the modules beside the node, as a list in text: ['', 'stages.0', 'stages.0.blocks.1'].
+    """
+    taken: Counter[str] = Counter()
+    for node in graph.node:
+        scopes = next((p.value for p in node.metadata_props if p.key == _SCOPES), None)
+        if scopes is None:
+            continue
+        modules = [scope for scope in ast.literal_eval(scopes) if scope]
+        # The last entry is the operation itself.
+        name = "/".join(["", *modules[-2:-1], node.op_type])
+        node.name = f"{name}_{taken[name]}" if taken[name] else name
+        taken[name] += 1
 
 
 def _strip_local_paths(graph: Any) -> None:
