@@ -66,10 +66,17 @@ def admin_application(
             await respond(send, 200, metrics.page().encode(), _METRICS)
         elif path == "/status.json":
             await respond(send, 200, await _overview(api()), _JSON)
+        elif path == "/manifest.json":
+            await respond(send, *await _manifest(scope, api()), _JSON)
         elif path == "/":
             await respond(send, 200, admin_page.html(), _page_headers())
         else:
-            await respond(send, 404, b"/, /healthz, /readyz, /metrics and /status.json are here\n", _TEXT)
+            await respond(
+                send,
+                404,
+                b"/, /healthz, /readyz, /metrics, /status.json and /manifest.json are here\n",
+                _TEXT,
+            )
 
     return application
 
@@ -96,6 +103,23 @@ async def _overview(api: "AdminApi | None") -> bytes:
     return json.dumps(overview).encode()
 
 
+def _asked_model(scope: MutableMapping[str, Any]) -> tuple[str, int | None]:
+    """The model and the version that a query names."""
+    asked = parse_qs(scope["query_string"].decode("latin-1"))
+    name, version = asked.get("model", [""])[0], asked.get("version", [""])[0]
+    return name, int(version) if version.isascii() and version.isdigit() else None
+
+
+async def _manifest(scope: MutableMapping[str, Any], api: "AdminApi | None") -> tuple[int, bytes]:
+    name, version = _asked_model(scope)
+    try:
+        if api is None or version is None:
+            raise RequestError(Code.NOT_FOUND, "ask for ?model=NAME&version=NUMBER of a model that is served")
+        return 200, await asyncio.to_thread(api.manifest, name, version)
+    except RequestError as error:
+        return http_status(error.code), json.dumps({"error": error.message}).encode()
+
+
 async def _prediction(
     scope: MutableMapping[str, Any], receive: Receive, api: "AdminApi | None", tokens: ApiTokens | None
 ) -> tuple[int, bytes]:
@@ -109,9 +133,7 @@ async def _prediction(
             raise RequestError(Code.PERMISSION_DENIED, "send the header X-Isthmus-Admin: 1")
         if api is None:
             raise RequestError(Code.UNAVAILABLE, "starting")
-        asked = parse_qs(scope["query_string"].decode("latin-1"))
-        name, version = asked.get("model", [""])[0], asked.get("version", [""])[0]
-        number = int(version) if version.isascii() and version.isdigit() else None
+        name, number = _asked_model(scope)
         image = await read_body(scope, receive, _MAX_IMAGE_BYTES)
         return 200, await asyncio.to_thread(api.predict_image, name, number, image)
     except RequestError as error:

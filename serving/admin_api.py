@@ -11,7 +11,7 @@ from isthmus.serving.errors import RequestError
 from isthmus.serving.manager import ModelManager
 from isthmus.serving.metrics import Metrics
 from isthmus.serving.routing import ModelRef
-from isthmus.serving.savedmodel import DEFAULT_SIGNATURE
+from isthmus.serving.savedmodel import DEFAULT_SIGNATURE, LoadedModel
 from isthmus.serving.status import Code
 from isthmus.serving.tensors import DT_STRING
 
@@ -37,6 +37,7 @@ class AdminApi:
                 "name": settings.name,
                 "base_path": str(settings.base_path),
                 "policy": settings.policy.kind,
+                "takes_images": self._takes_images(settings.name),
                 "versions": [
                     {
                         "version": str(servable.version),
@@ -61,23 +62,50 @@ class AdminApi:
             RequestError: what the API would answer; INVALID_ARGUMENT when the model takes no encoded images.
         """
         with self._manager.model(ModelRef(name, version)) as (model, _):
-            signature = model.signatures.get(DEFAULT_SIGNATURE)
-            inputs = {} if signature is None else signature.inputs
-            aliases = [alias for alias, info in inputs.items() if info.dtype == DT_STRING]
-            if len(aliases) != 1 or len(inputs) != 1:
+            alias = _image_input(model)
+            if alias is None:
                 raise RequestError(
                     Code.INVALID_ARGUMENT,
-                    f"{name} takes no encoded images: {DEFAULT_SIGNATURE} wants "
-                    f"{', '.join(inputs) or 'nothing'}, not one string",
+                    f"{name} takes no encoded images: {DEFAULT_SIGNATURE} has not one input, a string",
                 )
             value = np.array([image], object)
-            outputs = inference.predict(model, "", {aliases[0]: value}, self._options)
+            outputs = inference.predict(model, "", {alias: value}, self._options)
         return json_response.predictions(outputs, row_format=False)
+
+    def manifest(self, name: str, version: int) -> bytes:
+        """The manifest of a version's bundle: where it came from, in full.
+
+        Raises:
+            RequestError: NOT_FOUND when the version is unknown or has none.
+        """
+        (servable,) = self._manager.statuses(ModelRef(name, version))
+        path = servable.path / _MANIFEST
+        try:
+            if path.stat().st_size <= _MAX_MANIFEST_BYTES:
+                return path.read_bytes()
+        except OSError:
+            pass
+        raise RequestError(Code.NOT_FOUND, f"{name} version {version} has no {_MANIFEST}")
+
+    def _takes_images(self, name: str) -> bool:
+        try:
+            with self._manager.model(ModelRef(name)) as (model, _):
+                return _image_input(model) is not None
+        except RequestError:
+            return False
 
     def _lineage(self, path: Path) -> dict[str, Any]:
         if path not in self._lineages:
             self._lineages[path] = _lineage(path / _MANIFEST)
         return self._lineages[path]
+
+
+def _image_input(model: LoadedModel) -> str | None:
+    """The default signature's one input, if it is a string."""
+    signature = model.signatures.get(DEFAULT_SIGNATURE)
+    inputs = {} if signature is None else signature.inputs
+    (alias,) = inputs if len(inputs) == 1 else (None,)
+    return alias if alias is not None and inputs[alias].dtype == DT_STRING else None
 
 
 def _lineage(manifest_path: Path) -> dict[str, Any]:

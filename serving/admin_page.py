@@ -19,6 +19,7 @@ td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
 .state { font-weight: 600; } .AVAILABLE { color: var(--good); } .END { opacity: .6; }
 .LOADING, .START, .UNLOADING { color: var(--wait); } .error { color: var(--bad); overflow-wrap: anywhere; }
 .label { background: var(--soft); border-radius: 1rem; font-size: .85rem; margin-right: .3rem; padding: .05rem .6rem; }
+.champion { background: var(--good); color: #fff; } [hidden] { display: none !important; }
 .drop { align-items: center; border: 2px dashed var(--line); border-radius: .6rem; cursor: pointer; display: flex;
   gap: 1rem; justify-content: center; margin-top: .9rem; min-height: 4.5rem; padding: .6rem; }
 .drop.over, .drop:focus-within { border-color: currentColor; }
@@ -65,6 +66,7 @@ function recent(now, entry) {
 }
 function latencyTable(name, overview, now) {
   const table = make('table');
+  if (!overview.latencies.some(each => each.model === name)) return make('div', 'no request yet', 'facts');
   table.append(row('th', [['requests'], ['all', 'number'], ['per second', 'number'], ['p50 ms', 'number'],
     ['p99 ms', 'number']]));
   for (const entry of overview.latencies.filter(each => each.model === name)) {
@@ -87,9 +89,15 @@ function versionTable(model) {
     const line = make('tr');
     line.append(make('td', version.version), make('td', version.state, 'state ' + version.state));
     const labels = make('td');
-    version.labels.forEach(label => labels.append(make('span', label, 'label')));
+    version.labels.forEach(label => labels.append(
+      make('span', label === 'champion' ? '★ champion' : label, label === 'champion' ? 'label champion' : 'label')));
     const facts = make('td', undefined, 'facts');
     facts.append(make('div', Object.entries(version.lineage).map(([name, text]) => `${name} ${text}`).join(' · ')));
+    if (Object.keys(version.lineage).length) {
+      const link = make('a', 'lineage');
+      link.href = '/manifest.json?model=' + encodeURIComponent(model.name) + '&version=' + version.version;
+      facts.append(link);
+    }
     if (version.error) facts.append(make('div', version.error, 'error'));
     line.append(labels, facts);
     table.append(line);
@@ -159,9 +167,10 @@ function section(name) {
   if (known) return known;
   const box = make('section');
   box.id = 'model:' + name;
-  const live = make('div', undefined, 'live'), result = make('div');
+  const live = make('div', undefined, 'live'), result = make('div'), zone = dropZone(name);
+  zone.hidden = true;
   result.id = 'result:' + name;
-  box.append(make('h2', name), live, dropZone(name), result);
+  box.append(make('h2', name), live, zone, result);
   document.getElementById('models').append(box);
   return box;
 }
@@ -175,9 +184,11 @@ async function refresh() {
     history.push({ time: now, latencies });
     while (history.length > 1 && now - history[1].time >= HISTORY_MS) history.shift();
     for (const model of overview.models) {
-      section(model.name).querySelector('.live').replaceChildren(
+      const box = section(model.name);
+      box.querySelector('.live').replaceChildren(
         make('div', `${model.base_path} · ${model.policy} versions`, 'path'),
         versionTable(model), latencyTable(model.name, overview, now));
+      box.querySelector('.drop').hidden = !model.takes_images;
     }
     const names = new Set(overview.models.map(model => 'model:' + model.name));
     document.querySelectorAll('#models > section').forEach(box => { if (!names.has(box.id)) box.remove(); });

@@ -122,6 +122,8 @@ class PredictionLog:
             if self._file is None:
                 self._open()
             self._file.write(record)
+            # Else a small record "succeeds" into a buffer on a full disk, and is lost later without a word.
+            self._file.flush()
         except tf.errors.OpError as error:
             self._abandon()
             raise OSError(error.message) from error

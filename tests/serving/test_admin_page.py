@@ -83,7 +83,7 @@ def test_prediction(server: ServerProcess, version: str) -> None:
             "/predict?model=half",
             ADMIN,
             400,
-            "half takes no encoded images: serving_default wants x, not one string",
+            "half takes no encoded images: serving_default has not one input, a string",
         ),
         ("/predict?model=nope", ADMIN, 404, "Servable not found for request: Latest(nope)"),
         ("/predict", ADMIN, 400, "ModelSpec has no name specified."),

@@ -145,7 +145,8 @@ def test_the_page_shows_the_models_and_predicts(models_root: Path, tmp_path: Pat
         "model_config_list { config { name: '<b>colours</b>' base_path: '"
         + str(models_root / "colours")
         + "' "
-        "model_platform: 'tensorflow' version_labels { key: 'stable' value: 1 } } "
+        "model_platform: 'tensorflow' version_labels { key: 'stable' value: 1 } "
+        "version_labels { key: 'champion' value: 1 } } "
         "config { name: 'half' base_path: '"
         + str(models_root / "half_plus_n")
         + "' model_platform: 'tensorflow' "
@@ -170,6 +171,8 @@ def test_the_page_shows_the_models_and_predicts(models_root: Path, tmp_path: Pat
         for expected in (
             "<b>colours</b>",
             "stable",
+            "★ champion",
+            "lineage",
             "commit 0123456789ab",
             "dataset crayons",
             "parity passed",
@@ -181,5 +184,11 @@ def test_the_page_shows_the_models_and_predicts(models_root: Path, tmp_path: Pat
             client.predict("half", {"x": [1.0]})
         browser.wait_until(lambda: "Predict over GRPC" in browser.evaluate(text))
         browser.wait_until(lambda: "green (class 1)" in browser.evaluate(text))
+        shown = (
+            "[...document.querySelectorAll('.drop')].map(zone => getComputedStyle(zone).display != 'none')"
+        )
+        assert browser.evaluate(shown) == [True, False]
         browser.screenshot(tmp_path / "admin.png")
+        browser.evaluate("document.querySelector('a[href*=manifest]').click()")
+        browser.wait_until(lambda: '"name": "crayons"' in browser.evaluate(text))
         assert browser.problems() == []
