@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from isthmus.tfx_pipeline.errors import PipelineError
-from isthmus.tfx_pipeline.package import write_package
+from isthmus.tfx_pipeline.package import innermost, write_package
 
 if TYPE_CHECKING:
     from isthmus.tfx_pipeline.submission import Job, Submitted, Target
@@ -90,11 +90,4 @@ def _explained(endpoint: str) -> Iterator[None]:
         why = reasons.get(error.status, "it refused")
         raise PipelineError(f"{endpoint} answered {error.status}: {why} ({told})") from error
     except urllib3.exceptions.HTTPError as error:
-        raise PipelineError(f"cannot reach Kubeflow Pipelines at {endpoint}: {_last(error)}") from error
-
-
-def _last(error: BaseException) -> str:
-    """The innermost reason: urllib3 wraps it twice."""
-    while isinstance(getattr(error, "reason", None), BaseException):
-        error = error.reason  # type: ignore[attr-defined]
-    return " ".join(str(error).split())[:300]
+        raise PipelineError(f"cannot reach Kubeflow Pipelines at {endpoint}: {innermost(error)}") from error

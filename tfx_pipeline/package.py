@@ -84,3 +84,14 @@ def write_package(path: Path, package: Sequence[dict[str, Any]]) -> None:
             f"{path}: secrets and volumes are a second document, which JSON has not: use .yaml"
         )
     path.write_text(json.dumps(package[0], indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def innermost(error: BaseException) -> str:
+    """What it was in the end, on one line: HTTP clients wrap a refused connection two or three times."""
+    inner: Any = error
+    while True:
+        candidates = (getattr(inner, "reason", None), *inner.args[:1])
+        deeper = next((found for found in candidates if isinstance(found, BaseException)), None)
+        if deeper is None:
+            return " ".join(str(inner).split())[:300]
+        inner = deeper

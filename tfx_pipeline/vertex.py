@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from isthmus.tfx_pipeline.errors import PipelineError
+from isthmus.tfx_pipeline.package import innermost
 
 if TYPE_CHECKING:
     from isthmus.tfx_pipeline.submission import Job, Submitted, Target
@@ -117,6 +118,4 @@ def _explained(where: str, target: Target) -> Iterator[None]:
         # The client tries to refresh credentials after a 401, and these cannot be refreshed.
         raise PipelineError(f"{where} answered 401: the credentials are not accepted ({error})") from error
     except (exceptions.RetryError, requests.RequestException, GoogleAuthError) as error:
-        raise PipelineError(
-            f"cannot reach Vertex AI at {where}: {' '.join(str(error).split())[:300]}"
-        ) from error
+        raise PipelineError(f"cannot reach Vertex AI at {where}: {innermost(error)}") from error

@@ -79,6 +79,12 @@ def start(module: str, folder: Path, *, port_option: str) -> Process:
         time.sleep(0.2)
 
 
+@pytest.fixture(autouse=True)
+def no_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TFX reads absl's flags from the command line when Beam runs elsewhere; pytest's mean something else."""
+    monkeypatch.setattr(sys, "argv", ["pytest"])
+
+
 @pytest.fixture
 def engine(tmp_path: Path) -> Iterator[Callable[[], tuple[Process, Process, list[str]]]]:
     """Starts a job service and a worker pool; gives both and Beam's options for them."""

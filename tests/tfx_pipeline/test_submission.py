@@ -355,7 +355,7 @@ def test_a_tracking_store_on_this_machine_is_refused(uri: str | None) -> None:
         submission.prepare(
             name="colours",
             bundle="gs://b/bundle",
-            data="gs://b/data",
+            data_root=None,
             config=PipelineConfig(),
             tracking_uri=uri,
             target=vertex_target(None),
@@ -368,7 +368,7 @@ def test_secrets_of_kubernetes_are_refused_on_vertex() -> None:
         submission.prepare(
             name="colours",
             bundle="gs://b/bundle",
-            data="gs://b/data",
+            data_root=None,
             config=config,
             tracking_uri="http://mlflow:5000",
             target=vertex_target(None),
@@ -381,7 +381,7 @@ def test_workers_elsewhere_cannot_read_a_model_on_s3() -> None:
         submission.prepare(
             name="colours",
             bundle="s3://b/bundle",
-            data="s3://b/data",
+            data_root=None,
             config=config,
             tracking_uri="http://mlflow:5000",
             target=kubeflow_target(None),
