@@ -24,10 +24,10 @@ def by_chance(num_images: int, other: int) -> tuple[float, float]:
 
     Returns:
         (L-infinity: three standard deviations of the difference of two shares of one half;
-        Jensen-Shannon: twice its expected value, (k - 1) ÷ (8 ln 2) · (1/n + 1/m) for k buckets).
+        Jensen-Shannon: three times its expected value, (k - 1) ÷ (8 ln 2) · (1/n + 1/m) for k buckets).
     """
     noise = 1 / max(num_images, 1) + 1 / max(other, 1)
-    return 3 * math.sqrt(0.25 * noise), 2 * (_BUCKETS - 1) / (8 * math.log(2)) * noise
+    return 3 * math.sqrt(0.25 * noise), 3 * (_BUCKETS - 1) / (8 * math.log(2)) * noise
 
 
 def with_comparators(

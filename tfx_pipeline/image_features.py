@@ -106,9 +106,9 @@ def _decode(encoded: bytes) -> _Decoded | str:
                 rgb = image.convert("RGB")
                 luma = rgb.convert("L")
                 histogram = luma.histogram() + rgb.histogram()
-        return _Decoded(
-            hashlib.sha256(encoded).digest(), image_format.lower(), channels, np.asarray(luma), histogram
-        )
+        # What np.asarray(luma) gives, without its detour.
+        pixels = np.frombuffer(luma.tobytes(), np.uint8).reshape(luma.height, luma.width)
+        return _Decoded(hashlib.sha256(encoded).digest(), image_format.lower(), channels, pixels, histogram)
     except _UNREADABLE as error:
         # PIL puts the address of its in-memory file into some texts: no two runs would agree.
         return str(error).split(" <_io.", maxsplit=1)[0] or type(error).__name__

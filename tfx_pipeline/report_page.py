@@ -20,7 +20,8 @@ _DASHES = ("", "", "", "5 3", "2 2")
 _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; color: #1d2430; max-width: 1240px; margin: 2em auto; padding: 0 1.5em }
 h1 { font-size: 1.5em; margin-bottom: .2em } h2 { font-size: 1.15em; margin-top: 2em } h3 { font-size: 1em; margin: 0 }
-table { border-collapse: collapse; margin: .6em 0 } th, td { text-align: left; padding: .25em .9em .25em 0; vertical-align: top }
+table { border-collapse: collapse; margin: .6em 0 }
+th, td { text-align: left; padding: .25em .9em .25em 0; vertical-align: top }
 th { border-bottom: 1px solid #c8ced8; font-weight: 600 } td { border-bottom: 1px solid #eceff3 }
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums }
 .verdict { padding: .7em 1em; border-radius: 6px; font-weight: 600 }
@@ -28,7 +29,8 @@ td.n, th.n { text-align: right; font-variant-numeric: tabular-nums }
 .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(385px, 1fr)); gap: 1.2em }
 .card { border: 1px solid #dde2ea; border-radius: 6px; padding: .8em } .card.wrong { border: 2px solid #b91c1c }
 .muted { color: #5b6675; font-size: .88em } code { font-size: .9em } svg { display: block; width: 100%; height: auto }
-.key span { display: inline-block; margin-right: 1.3em } .key svg { display: inline; width: 28px; height: 10px; vertical-align: middle }
+.key span { display: inline-block; margin-right: 1.3em }
+.key svg { display: inline; width: 28px; height: 10px; vertical-align: middle }
 """
 
 
@@ -68,6 +70,8 @@ def page(samples: list[Sample], *, intake: dict[str, Any], findings: dict[str, A
     span = f", span {source['span']}" if source["span"] else ""
     version = f", version {source['version']}" if source["version"] else ""
     splits = "the image's content" if source["splits"] == "hash" else "the source"
+    names, wrong = _names(samples), {one["feature"] for one in anomalies}
+    varying = [name for name in names if name in wrong or not _is_constant(name, samples)]
     parts = [
         f"<h1>Data report</h1><p class=muted><code>{_text(source['path'])}</code> ({source['kind']}{span}{version}; "
         f"splits by {splits})</p>",
@@ -79,15 +83,17 @@ def page(samples: list[Sample], *, intake: dict[str, Any], findings: dict[str, A
         "<h2>Features</h2><p class=muted>Shares of each split's images. Numbers: ten equal buckets between each "
         "split's own smallest and largest value, drawn as density.</p>",
         "<div class=grid>",
-        *(_card(name, samples, anomalies) for name in _names(samples)),
+        *(_card(name, samples, anomalies) for name in varying),
         "</div>",
+        _constants(samples, names=[name for name in names if name not in varying]),
         _comparisons(findings["compared"]),
         _copies(intake["copies"]),
         _rejected(intake),
     ]
     return (
         "<!doctype html><html lang=en><meta charset=utf-8><title>Data report</title>"
-        f"<meta name=viewport content='width=device-width'><style>{_STYLE}</style><body>{''.join(parts)}</body></html>\n"
+        f"<meta name=viewport content='width=device-width'><style>{_STYLE}</style>"
+        f"<body>{''.join(parts)}</body></html>\n"
     )
 
 
@@ -127,7 +133,11 @@ def _sample_table(samples: list[Sample]) -> str:
 def _spread(feature: Feature | None) -> str:
     if feature is None:
         return ""
-    return f"{feature.mean:.4g}" + (f" ± {feature.std:.3g}" if feature.std else "")
+    return _number(feature.mean) + (f" ± {_number(feature.std)}" if feature.std else "")
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _names(samples: list[Sample]) -> list[str]:
@@ -149,6 +159,21 @@ def _card(name: str, samples: list[Sample], anomalies: list[dict[str, str]]) -> 
     )
 
 
+def _is_constant(name: str, samples: list[Sample]) -> bool:
+    """Whether every image of every sample has the same value."""
+    features = [sample.features[name] for sample in samples if name in sample.features]
+    words = {word for feature in features for word in feature.shares}
+    return len(words) == 1 if words else len({value for f in features for value in (f.low, f.high)}) == 1
+
+
+def _constants(samples: list[Sample], *, names: list[str]) -> str:
+    said = []
+    for name in names:
+        feature = next(sample.features[name] for sample in samples if name in sample.features)
+        said.append(f"<code>{_text(name)}</code> {_text(next(iter(feature.shares), f'{feature.low:g}'))}")
+    return f"<p>The same in every image: {', '.join(said)}.</p>" if said else ""
+
+
 def _histogram(drawn: list[tuple[int, Feature]]) -> str:
     low = min(feature.low for _, feature in drawn)
     high = max(feature.high for _, feature in drawn)
@@ -167,7 +192,8 @@ def _histogram(drawn: list[tuple[int, Feature]]) -> str:
     axis = (
         f"<line x1='{_LEFT}' x2='{_WIDTH - _LEFT}' y1='{_HEIGHT - _BOTTOM}' y2='{_HEIGHT - _BOTTOM}' stroke='#9aa4b2'/>"
         f"<text x='{_LEFT}' y='{_HEIGHT - 5}' font-size='11' fill='#5b6675'>{low:.5g}</text>"
-        f"<text x='{_WIDTH - _LEFT}' y='{_HEIGHT - 5}' font-size='11' fill='#5b6675' text-anchor='end'>{high:.5g}</text>"
+        f"<text x='{_WIDTH - _LEFT}' y='{_HEIGHT - 5}' font-size='11' fill='#5b6675' text-anchor='end'>"
+        f"{high:.5g}</text>"
     )
     return f"<svg viewBox='0 0 {_WIDTH} {_HEIGHT}' role='img'>{axis}{''.join(lines)}</svg>"
 
@@ -239,7 +265,7 @@ def _comparisons(compared: list[dict[str, Any]]) -> str:
             f"{one['limit']:.3f}",
             "<b>too far</b>" if one["distance"] > one["limit"] else "",
         ]
-        for one in sorted(compared, key=lambda one: one["limit"] - one["distance"])
+        for one in sorted(compared, key=lambda one: -one["distance"] / one["limit"])
     ]
     return "<h2>Drift and skew</h2>" + _table(
         ["split", "compared with", "feature", "distance", "limit", ""], rows
@@ -250,8 +276,8 @@ def _copies(copies: dict[str, Any]) -> str:
     if not copies["num_copies"]:
         return "<h2>Copies</h2><p>No two images have the same bytes.</p>"
     text = (
-        f"<h2>Copies</h2><p>{copies['num_copies']} images are exact copies of others; {copies['num_leaked']} val and test "
-        f"images are also in another split; {copies['num_contradictory']} have more than one label.</p>"
+        f"<h2>Copies</h2><p>{copies['num_copies']} images are exact copies of others; {copies['num_leaked']} val and "
+        f"test images are also in another split; {copies['num_contradictory']} have more than one label.</p>"
     )
     rows = [
         [
@@ -283,7 +309,8 @@ def _rest(total: int) -> str:
 
 def _key(samples: list[Sample]) -> str:
     items = "".join(
-        f"<span><svg viewBox='0 0 28 10'><line x1='0' x2='28' y1='5' y2='5' {_stroke(index)}/></svg> {_text(sample.name)}</span>"
+        f"<span><svg viewBox='0 0 28 10'><line x1='0' x2='28' y1='5' y2='5' {_stroke(index)}/></svg> "
+        f"{_text(sample.name)}</span>"
         for index, sample in enumerate(samples)
     )
     return f"<p class=key>{items}</p>"

@@ -117,6 +117,8 @@ def parameters(pipeline: Pipeline, node_id: str) -> bytes:
         (replace(KEYS, manifest="x"), {"BundleImporter"}),
         (replace(KEYS, champion="x"), {"ChampionResolver"}),
         (replace(KEYS, code={**KEYS.code, "Evaluator": "x"}), {"Evaluator"}),
+        (replace(KEYS, code={**KEYS.code, "ExampleValidator": "x"}), {"ExampleValidator"}),
+        (replace(KEYS, code={**KEYS.code, "DataReport": "x"}), {"DataReport"}),
     ],
 )
 def test_a_changed_key_changes_one_component(keys: CacheKeys, changed: set[str]) -> None:
