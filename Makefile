@@ -164,6 +164,7 @@ bench: build/.linked ## measure, and write docs/benchmarks.md
 	@$(PY) benchmarks/bridge.py
 	@$(PY) benchmarks/bridge_preprocessing.py
 	@$(PY) benchmarks/serving.py
+	@$(PY) benchmarks/example_gen.py
 	@$(PY) benchmarks/predict.py
 	@$(PY) benchmarks/precision.py
 	@$(PY) benchmarks/pipeline_overhead.py
