@@ -179,14 +179,17 @@ def write_table(rows: list[dict[str, Any]]) -> None:
         "|---|---|---|---|",
     ]
     for row in rows:
-        sizes = ", ".join(f"{row['mb'][name]:.1f}" for name in PRECISIONS)
-        files = ", ".join(
-            "-" if (mb := row["tflite_mb"][name]) is None else f"{mb:.1f}" for name in PRECISIONS
-        )
-        errors = ", ".join(f"{row['error'][name]:.1g}" for name in PRECISIONS)
-        lines.append(f"| {row['model']} | {sizes} | {files} | {errors} |")
+        cells = [
+            ", ".join(_number(row[key].get(name), form) for name in PRECISIONS)
+            for key, form in (("mb", ".1f"), ("tflite_mb", ".1f"), ("error", ".1g"))
+        ]
+        lines.append(f"| {row['model']} | {' | '.join(cells)} |")
     before, _, rest = PAGE.read_text().partition(_START)
     PAGE.write_text(before + _START + "\n".join(lines) + "\n" + _END + rest.partition(_END)[2])
+
+
+def _number(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
 
 
 if __name__ == "__main__":
