@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from isthmus.cli import cluster, commands, label_sync
+from isthmus.cli import cluster, commands, label_sync, webhooks
 
 _DEFAULT_HOME = Path(".isthmus")
 
@@ -215,9 +215,11 @@ def _add_registry(subparsers: Any) -> None:
         ("sync", "tell servers and models.config what the registry says", _add_sync),
         ("history", "who moved which alias, when, from, to and why", _nothing_more),
         ("gc", "what no alias and no recent champion needs; removed only with --yes", _add_removal),
+        ("webhook", "have MLflow tell a URL of moves, or show who is told", webhooks.add_webhook_arguments),
+        ("listen", "receive MLflow's webhooks and run a command for each", webhooks.add_listen_arguments),
     ):
         parser = actions.add_parser(action, help=summary, description=summary)
-        name_count = "?" if action == "list" else None
+        name_count = "?" if action in {"list", "webhook", "listen"} else None
         parser.add_argument("name", nargs=name_count, metavar="NAME", help="registered model, such as digits")
         add(parser)
         _add_store_arguments(parser)

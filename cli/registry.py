@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from isthmus.cli import label_sync
+from isthmus.cli import label_sync, webhooks
 from isthmus.cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ def run(arguments: argparse.Namespace) -> int:
         "sync": _sync,
         "history": _history,
         "gc": _gc,
+        "webhook": webhooks.webhook,
+        "listen": webhooks.listen,
     }[arguments.action]
     return action(arguments)
 
