@@ -84,6 +84,41 @@ def test_the_node_that_was_broken_is_the_first(
     assert answer["first"]["error"] > 1e-3
 
 
+def there_and_back(target: Path) -> Path:
+    """(x + 1e8) - 1e8, which float32 rounds to multiples of 8, and a mean over places."""
+    far = np.array(1e8, np.float32)
+    nodes = [
+        helper.make_node("Mul", ["images", "hundred"], ["x"], name="enlarge"),
+        helper.make_node("Add", ["x", "far"], ["away"], name="there"),
+        helper.make_node("Add", ["away", "minus_far"], ["near"], name="back"),
+        helper.make_node("GlobalAveragePool", ["near"], ["pooled"], name="pool"),
+        helper.make_node("Flatten", ["pooled"], ["logits"], name="flatten"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "net",
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", 3, 9, 7])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 3])],
+        [
+            numpy_helper.from_array(np.array(100, np.float32), "hundred"),
+            numpy_helper.from_array(far, "far"),
+            numpy_helper.from_array(-far, "minus_far"),
+        ],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), target)
+    return target
+
+
+def test_what_the_optimisers_change_is_laid_at_their_door(request_: dict[str, Any], tmp_path: Path) -> None:
+    """Grappler really adds the two constants first: nothing is left to round, and so it is not the model."""
+    request = {**request_, "onnx": str(there_and_back(tmp_path / "far.onnx")), "rung": "direct"}
+    answer = diagnose.run(tmp_path, request)
+    assert answer["cause"] == "optimisers"
+    assert answer["first"]["node"] == "back"
+    assert answer["first"]["error"] > 1e-3
+    assert next(row["error"] for row in answer["rows"] if row["node"] == "there") <= 1e-3
+
+
 def test_a_value_that_comes_right_again_is_not_where_it_went_wrong() -> None:
     def row(index: int, error: float) -> diagnose.NodeError:
         return diagnose.NodeError(
