@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from tensorflow_metadata.proto.v0 import anomalies_pb2
 from tfx.types import standard_artifacts
 
 from isthmus.lineage import signing
 from isthmus.lineage.config import SigningConfig
 from isthmus.tfx_pipeline import evaluator, pusher
+from isthmus.tfx_pipeline.anomalies import FINDINGS_FILE, finding
 from isthmus.tfx_pipeline.artifacts import ParityReport, Verdict
 from isthmus.tfx_pipeline.model_artifact import saved_model_of
 
@@ -38,7 +38,7 @@ def gates(artifact_at: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.M
     for artifact in made.values():
         Path(artifact.uri).mkdir()
     made["anomalies"].splits = ["test"]
-    set_anomalies(made, anomalies_pb2.Anomalies())
+    set_anomalies(made, [])
     for key in ("parity", "infra_blessing"):
         Verdict(passed=True, summary="fine").write(made[key])
     made["model_blessing"].set_int_custom_property("blessed", 1)
@@ -47,11 +47,9 @@ def gates(artifact_at: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.M
     return made
 
 
-def set_anomalies(gates: Gates, anomalies: anomalies_pb2.Anomalies) -> None:
+def set_anomalies(gates: Gates, found: list[dict[str, str]]) -> None:
     """Leave what ExampleValidator found, as it does."""
-    folder = Path(gates["anomalies"].uri, "Split-test")
-    folder.mkdir(exist_ok=True)
-    (folder / "SchemaDiff.pb").write_bytes(anomalies.SerializeToString())
+    Path(gates["anomalies"].uri, FINDINGS_FILE).write_text(json.dumps({"anomalies": found, "compared": []}))
 
 
 @pytest.fixture
@@ -104,9 +102,10 @@ def test_the_same_content_is_pushed_once(
     ("refuse", "reason"),
     [
         (
-            lambda gates: set_anomalies(gates, vanished_class()),
-            "ExampleValidator: test split, image/class/text: "
-            "Unexpected string values (Examples contain values missing from the schema: 9 (~10%))",
+            lambda gates: set_anomalies(
+                gates, [finding("test split", "image/class/text", "a known class", "others")]
+            ),
+            "ExampleValidator: test split, image/class/text: expected a known class, found others",
         ),
         (
             lambda gates: Verdict(passed=False, summary="", reasons=["too far"]).write(gates["parity"]),
@@ -188,15 +187,6 @@ def test_nothing_is_pushed_that_the_key_did_not_sign(
     tampered = run_pusher(model, gates, keys.verification_key)
     (reason,) = json.loads(tampered.get_string_custom_property(pusher.NOT_PUSHED_BECAUSE))
     assert reason.endswith("was changed after it was signed: assets/labels.txt was changed")
-
-
-def vanished_class() -> anomalies_pb2.Anomalies:
-    """An anomaly as TFDV writes it."""
-    anomalies = anomalies_pb2.Anomalies()
-    info = anomalies.anomaly_info["image/class/text"]
-    info.short_description = "Unexpected string values"
-    info.description = "Examples contain values missing from the schema: 9 (~10%). "
-    return anomalies
 
 
 def test_evaluators_sentences_are_reasons(
