@@ -317,6 +317,19 @@ def test_one_flipped_bit_is_found_by_every_check(
     isthmus("registry", "promote", "digits", "2", "--verification-key", public)
 
 
+def test_an_unsigned_bundle_is_refused_before_anything_runs(
+    isthmus: Callable[..., Told], second: Second, keys: tuple[Path, Path]
+) -> None:
+    folders = second.bundle.parent.iterdir()
+    unsigned = min(
+        path for path in folders if path.is_dir() and not path.is_symlink() and path.name[0] != "."
+    )
+    arguments = ("pipeline", "--config", "recipes/digits.yaml", "--bundle", unsigned)
+    error = isthmus(*arguments, code=1, ISTHMUS_VERIFICATION_KEY=str(keys[1])).err.splitlines()[-1]
+    assert error.startswith("error: not pushed, because")
+    assert "is not signed (no assets.extra/model.sig)" in error
+
+
 def test_a_rollback_is_one_command_and_the_history_is_whole(
     isthmus: Callable[..., Told], promoted: Told, serving: Serving, pushed: Path, second: Second
 ) -> None:
