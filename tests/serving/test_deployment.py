@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
+from google.protobuf import json_format
 from kubernetes import client as kubernetes
 
 from isthmus.serving import batching, flags, model_config
@@ -206,3 +207,20 @@ def test_refused(values: dict[str, Any], text: str) -> None:
 def test_command_line_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--name=digits", "--image=x:latest", f"--output={tmp_path}"]) == 1
     assert capsys.readouterr().err.startswith("error: image 'x:latest' needs a tag")
+
+
+def test_vertex_knows_every_field() -> None:
+    """The bodies of models.upload and endpoints.deployModel, read by Google's own messages."""
+    from google.cloud.aiplatform_v1.types import DeployedModel, Model
+
+    texts = files(PLAIN)
+    upload, deploy = json.loads(texts["vertex-model.json"]), json.loads(texts["vertex-deploy.json"])
+    container = Model.from_json(json.dumps(upload["model"])).container_spec
+    assert list(container.args) == PLAIN.arguments
+    assert (container.ports[0].container_port, container.grpc_ports[0].container_port) == (8501, 8500)
+    assert container.predict_route == "/v1/models/digits:predict"
+    resources = DeployedModel.from_json(json.dumps(deploy["deployedModel"])).dedicated_resources
+    assert (resources.min_replica_count, resources.max_replica_count) == (2, 8)
+    upload["model"]["containerSpec"]["healthRout"] = "/"
+    with pytest.raises(json_format.ParseError, match="healthRout"):
+        Model.from_json(json.dumps(upload["model"]))
