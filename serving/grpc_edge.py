@@ -129,12 +129,11 @@ class GrpcEdge:
             self._health.add_to(self._server)
         grpc_extras.add_reflection(self._server, services)
         if self._config.enable_profiler:
-            calls = profiler.methods()
-            privileged = {
+            profiling = {
                 name: (request_class, self._privileged(call, "Profile"))
-                for name, (request_class, call) in calls.items()
+                for name, (request_class, call) in profiler.methods().items()
             }
-            _add_service(self._server, profiler.SERVICE, privileged)
+            _add_service(self._server, profiler.SERVICE, profiling)
         self._server.start()
 
     def _counted(self, api: str, call: Callable[[Any], Any]) -> Handler:
