@@ -22,6 +22,7 @@ under which numbers mean something (how: `export/torch_half/randomize.py`), a dy
   of scikit-learn's two photographs. Limit: 1e-3, and the best class is torch's on every image that is no tie.
 - **ONNX**: the same of ONNX Runtime on model.onnx. **own**: of torch's float32 against its float64, how far
   rounding alone goes; **shift**: how near to linear the net had to be drawn to be so well conditioned.
+- **M params**: a family whose smallest variant has more than 300 million is built with fewer blocks, named here.
 - **s**: wall seconds of the whole, torch's half included, on a busy 2-core machine. **MB**: peak of the process
   that converts, beside the weights'. **T**: Transposes left in the optimised graph. **rung**: what won.
 """
@@ -85,7 +86,7 @@ def _row(row: dict[str, Any]) -> str:
     cells = [
         row["family"],
         f"`{choice.get('model', '?')}`",
-        f"{choice['num_parameters'] / 1e6:.1f}" if choice else "",
+        _parameters(choice),
         size,
         _number(last.get("error")),
         _number(row.get("onnx_error")),
@@ -98,6 +99,13 @@ def _row(row: dict[str, Any]) -> str:
         row["rung"] if row["passed"] else "**none**",
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def _parameters(choice: dict[str, Any]) -> str:
+    if not choice:
+        return ""
+    made = ", ".join(f"{name} {value}" for name, value in (choice.get("args") or {}).items())
+    return f"{choice['num_parameters'] / 1e6:.1f}{f' ({made})' if made else ''}"
 
 
 def _failure(row: dict[str, Any]) -> str:

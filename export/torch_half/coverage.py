@@ -40,7 +40,7 @@ def run(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
     config, target = ExportConfig.from_dict(request["config"]), Path(request["bundle"])
     choice = zoo.choose(request["family"], num_classes=NUM_CLASSES)
     append_progress(folder, {"choice": choice.as_dict()})
-    model = _build(choice.model)
+    model = _build(choice.model, choice.args)
     preprocessing = _preprocessing(model)
     files = evaluation_images.choose_anywhere(
         Path(request["images"]), split="test", labels=[], count=evaluation_images.MIN_IMAGES
@@ -74,13 +74,13 @@ def run(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _build(name: str) -> torch.nn.Module:
+def _build(name: str, args: dict[str, Any]) -> torch.nn.Module:
     import timm
     import torch
 
     torch.manual_seed(0)
     try:
-        return timm.create_model(name, pretrained=False, num_classes=NUM_CLASSES).eval()
+        return timm.create_model(name, pretrained=False, num_classes=NUM_CLASSES, **args).eval()
     except Exception as error:
         raise ExportError(f"timm cannot build {name}: {error}") from error
 
@@ -105,7 +105,7 @@ def _write_checkpoint(
         "weights_sha256": sha256_file(folder / "model.safetensors"),
         "model": {
             "name": choice.model,
-            "args": {},
+            "args": choice.args,
             "num_classes": NUM_CLASSES,
             "input_size": preprocessing["input_size"],
             "head": "single_label",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from isthmus.export.errors import ExportError
@@ -32,6 +32,9 @@ _SMALL = (
 )
 _NUM_BUILT = 10
 _BUDGET_S = 25.0
+#: A family whose smallest variant is larger than this is built shallower: its blocks are all alike.
+_LARGEST = 300_000_000
+_SHALLOW: dict[str, Any] = {"depth": 4}
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -55,6 +58,9 @@ class Choice:
 
     num_variants: int
     """Variants that the family has."""
+
+    args: dict[str, Any] = field(default_factory=dict)
+    """For timm.create_model: what makes a family without a small variant shallower."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -92,6 +98,9 @@ def choose(wanted: str, *, num_classes: int) -> Choice:
     if not counted:
         raise ExportError(f"timm builds none of {', '.join(likely)} as a classifier of RGB images")
     _, model, parameters, size = min(counted)
+    args: dict[str, Any] = {}
+    if parameters > _LARGEST and (shallow := _count(model, num_classes=num_classes, args=_SHALLOW)):
+        args, (parameters, size) = dict(_SHALLOW), shallow
     return Choice(
         family=wanted,
         model=model,
@@ -99,6 +108,7 @@ def choose(wanted: str, *, num_classes: int) -> Choice:
         input_size=size,
         num_built=len(counted),
         num_variants=len(names),
+        args=args,
     )
 
 
@@ -138,15 +148,20 @@ def _likely(name: str) -> tuple[int, int, str]:
     return rank, sum(int(digits) for digits in re.findall(r"\d+", name)), name
 
 
-def _count(name: str, *, num_classes: int) -> tuple[int, tuple[int, int, int]] | None:
+def _count(
+    name: str, *, num_classes: int, args: Mapping[str, Any] | None = None
+) -> tuple[int, tuple[int, int, int]] | None:
     """(parameters, input size), or None for what is no RGB classifier or cannot be built without memory."""
     import timm
     import torch
 
     try:
         with torch.device("meta"):
-            model = timm.create_model(name, pretrained=False, num_classes=num_classes)
+            model = timm.create_model(name, pretrained=False, num_classes=num_classes, **(args or {}))
     except Exception:  # noqa: BLE001 - some models compute while they are built; others of the family do not
+        return None
+    if getattr(model, "num_classes", num_classes) != num_classes:
+        # An encoder (gemma4_vit's `_enc`): its answers are tokens.
         return None
     size = tuple(model.pretrained_cfg.get("input_size", (3, 224, 224)))
     return sum(p.numel() for p in model.parameters()), (int(size[0]), int(size[1]), int(size[2]))

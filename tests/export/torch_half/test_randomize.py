@@ -62,3 +62,11 @@ def test_the_smallest_real_variant_is_chosen_and_the_choice_recorded() -> None:
     assert zoo.choose("resnet10t", num_classes=10).model == "resnet10t"
     with pytest.raises(ExportError, match="timm has neither a module nor a model 'no_such'"):
         zoo.choose("no_such", num_classes=10)
+
+
+def test_a_family_without_a_small_variant_is_built_shallower_and_an_encoder_is_no_classifier() -> None:
+    large = zoo.choose("deepseek_vit", num_classes=10)
+    assert large.args == {"depth": 4}
+    assert large.num_parameters < 100_000_000
+    assert not zoo.choose("gemma4_vit", num_classes=10).model.endswith("_enc")
+    assert zoo.choose("starnet", num_classes=10).args == {}
