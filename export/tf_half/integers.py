@@ -8,12 +8,12 @@ A convolution or matrix product with constant weights becomes
 - activations: one scale for each tensor, from calibration images; 8 bits without a sign where the calibration saw
   nothing below 0 (after a ReLU), else with one. Zero stays zero, so padding is right;
 - products are summed in int32 by oneDNN (VNNI instructions where the CPU has them);
-- a matrix product is the same as a convolution with a 1 × 1 filter, whose kernel also takes signed activations
-  and one scale for each channel, which `QuantizedMatMulWithBias` does not.
+- a matrix product is the same as a convolution with a 1 × 1 filter, whose kernel also takes signed activations,
+  which `QuantizedMatMulWithBias` does not.
 
 All the rest stays float32: what works on activations only (attention's two products), depthwise and grouped
 convolutions, normalisation, and the last product, the logits. The `Uniform…` operators of TensorFlow's own
-quantizer are reference code, slower than float32; see docs/precision.md.
+quantizer have no oneDNN kernels; see docs/precision.md.
 """
 
 from __future__ import annotations
