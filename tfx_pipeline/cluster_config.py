@@ -57,6 +57,9 @@ class ClusterConfig:
     tasks: dict[str, Resources] = field(default_factory=dict)
     """{task: what it may use}, such as `ImageExampleGen: {cpu: 8, memory_gib: 16}`."""
 
+    retries: int = 1
+    """How often a task that failed is started again. Never the Registrar: it fails to say that a model was refused."""
+
     environment: dict[str, str] = field(default_factory=dict)
     """Environment variables of every task, such as `AWS_ENDPOINT_URL`. Not for secrets: they stand in the pipeline."""
 
@@ -73,6 +76,8 @@ class ClusterConfig:
             raise ValueError(
                 f"pipeline.cluster.tasks: no task {', '.join(unknown)}; there are {', '.join(TASKS)}"
             )
+        if self.retries < 0:
+            raise ValueError(f"pipeline.cluster.retries must be ≥ 0, got {self.retries}")
         for variable, text in self.secrets.items():
             secret, _, key = text.partition("/")
             if not secret or not key or "/" in key:

@@ -45,6 +45,9 @@ def compile_job(
     assert set(tasks) <= set(TASKS), f"cluster_config.TASKS does not name {sorted(set(tasks) - set(TASKS))}"
     for name in (*NEVER_CACHED, *(READ_AGAIN_BY_SCHEDULE if recurring else ())):
         tasks[name]["cachingOptions"] = {}
+    for name, task in tasks.items():
+        if name != "Registrar" and config.retries:
+            task["retryPolicy"] = {"maxRetryCount": config.retries, "backoffDuration": "30s"}
     environment = [{"name": name, "value": value} for name, value in sorted(config.environment.items())]
     for executor in spec["deploymentSpec"]["executors"].values():
         if environment:

@@ -226,6 +226,15 @@ def test_what_the_world_decides_is_never_cached(api: Api) -> None:
     assert cached(job_for(kubeflow_target(api.url, cache=False)).pipeline_job["pipelineSpec"]) == set()
 
 
+def test_a_task_that_failed_is_tried_again_but_no_refusal(api: Api) -> None:
+    target = kubeflow_target(api.url)
+    submit(job_for(target), target)
+    tasks = tasks_of(api.posted("/runs")["pipeline_spec"])
+    policies = {name: task.get("retryPolicy") for name, task in tasks.items()}
+    assert policies.pop("Registrar") is None
+    assert list(policies.values()) == [{"maxRetryCount": 1, "backoffDuration": "30s"}] * len(policies)
+
+
 def test_a_schedule_on_kubeflow(api: Api) -> None:
     target = kubeflow_target(api.url, schedule="0 3 * * *")
     submitted = submit(job_for(target), target)
