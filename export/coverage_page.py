@@ -111,6 +111,8 @@ def _parameters(choice: dict[str, Any]) -> str:
 def _failure(row: dict[str, Any]) -> str:
     model = (row.get("choice") or {}).get("model", "no model chosen")
     reason = " ".join(str(row.get("problem")).split())
+    # Where this machine keeps its files is nobody's reason.
+    reason = re.sub(r"(?<=[\s(])/\S*?/(site-packages|coverage/logs)/", "", reason)
     return f"- **{row['family']}** (`{model}`): {reason}"
 
 
