@@ -160,9 +160,17 @@ class Preprocessing:
 
         The graph fails with INVALID_ARGUMENT, naming every image of the batch that does not decode.
         """
-        recipe = self.recipe
-        return _each(
-            lambda one: transform(decoding.decode(one), recipe), encoded, recipe.height, recipe.width
+        height, width = self.recipe.height, self.recipe.width
+        decoders = decoding.Decoders()
+
+        def resize(image: tf.Tensor) -> tf.Tensor:
+            return transform(image, self.recipe)
+
+        resized = decoding.shared(resize, tf.TensorSpec([None, None, 3], tf.uint8))
+        return tf.cond(
+            tf.shape(encoded)[0] == 1,
+            lambda: resized(_only(decoders, encoded[0]))[tf.newaxis],
+            lambda: _each(lambda one: resized(decoders.decode(one)), encoded, height, width),
         )
 
     def normalize(self, pixels: tf.Tensor) -> tf.Tensor:
@@ -193,15 +201,23 @@ def _each(one: Callable[[tf.Tensor], tf.Tensor], encoded: tf.Tensor, height: int
     )
     # get_single_element wants one batch, even of nothing.
     images = tf.data.Dataset.from_tensors(blank).concatenate(images).batch(num + 1)
-    options = tf.data.Options()
-    # They would rewrite and measure the pipeline at every request.
-    options.experimental_optimization.apply_default_optimizations = False
-    options.autotune.enabled = False
-    indices, pixels = images.with_options(options).get_single_element()
-    complete = tf.size(indices, out_type=tf.int64) == num + 1
+    indices, pixels = decoding.as_written(images).get_single_element()
+    return tf.ensure_shape(_checked(pixels[1:], indices[1:], num), [None, height, width, 3])
+
+
+def _only(decoders: decoding.Decoders, encoded: tf.Tensor) -> tf.Tensor:
+    """The one image of a batch, decoded; named as by `_each` where it cannot be."""
+    image = decoders.decode_or_nothing(encoded)
+    indices = tf.range(tf.minimum(tf.size(image, out_type=tf.int64), 1))
+    return _checked(image, indices, tf.constant(1, tf.int64))
+
+
+def _checked(value: tf.Tensor, indices: tf.Tensor, num: tf.Tensor) -> tf.Tensor:
+    """`value`, or the error that names those of `num` images that are not among `indices`."""
+    complete = tf.size(indices, out_type=tf.int64) == num
     refusal = tf.cond(complete, lambda: tf.constant(""), lambda: _refusal(indices, num))
     with tf.control_dependencies([tf.debugging.Assert(complete, [refusal])]):
-        return tf.ensure_shape(pixels[1:], [None, height, width, 3])
+        return tf.identity(value)
 
 
 def _refusal(indices: tf.Tensor, num: tf.Tensor) -> tf.Tensor:

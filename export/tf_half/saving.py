@@ -24,8 +24,8 @@ from tensorflow.core.framework import function_pb2
 from tensorflow.core.protobuf import saved_model_pb2
 
 from isthmus.export.errors import ExportError
+from isthmus.export.tf_half import decoding, signatures, warmup, weightless
 from isthmus.export.tf_half import preprocessing as preprocessing_module
-from isthmus.export.tf_half import signatures, warmup, weightless
 
 CLASSIFY_METHOD = "tensorflow/serving/classify"
 LABELS_FILE = "labels.txt"
@@ -122,7 +122,8 @@ def _finish(folder: Path, lowered: weightless.Weightless) -> None:
             for node in function.node_def:
                 # They are inferred again by whoever loads it.
                 node.attr.pop("_output_shapes", None)
-            if not function.signature.name.startswith("__inference_"):
+            name = function.signature.name
+            if not name.startswith("__inference_") or name.startswith(f"__inference_{decoding.SHARED}"):
                 _shorten_names(function)
     lowered.restore(saved)
     file.write_bytes(saved.SerializeToString(deterministic=True))
