@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 METRIC_TAG = "isthmus.metric."
 """What the tag of an evaluation metric starts with."""
 _PAGE = 10_000
+_MAX_ALIAS_FAILURES = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,7 +228,10 @@ def settle_aliases(client: MlflowClient, name: str) -> list[str]:
     They differ after a command was killed between its entry and its alias, and when somebody moved an alias
     with MLflow's own tools. The history is right in both cases.
     """
+    from mlflow.exceptions import MlflowException
+
     lines: list[str] = []
+    failures = 0
     while True:
         entries = history.read(client, name)
         wanted = {entry.alias: entry.to_version for entry in entries if entry.effective}
@@ -240,7 +244,14 @@ def settle_aliases(client: MlflowClient, name: str) -> list[str]:
                 lines.append(
                     f"alias {alias} of {name} pointed at {present[alias]}; the history says {number}: moved"
                 )
-            client.set_registered_model_alias(name, alias, str(number))
+            try:
+                client.set_registered_model_alias(name, alias, str(number))
+            except MlflowException as error:
+                # Two commands that make the same alias at once: the store refuses one of the two rows. Look again.
+                failures += 1
+                if failures > _MAX_ALIAS_FAILURES:
+                    raise
+                log.debug("alias %s of %s: %s", alias, name, error)
 
 
 def champion(name: str) -> Version | None:
