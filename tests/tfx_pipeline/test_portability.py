@@ -51,7 +51,8 @@ class Process:
 
 def children(pid: int) -> list[int]:
     """The processes that a process has started and that are still there."""
-    return [int(text) for text in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    listed = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]  # of each thread
+    return [int(text) for text in " ".join(listed).split()]
 
 
 def start(module: str, folder: Path, *, port_option: str) -> Process:
