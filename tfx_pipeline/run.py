@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from isthmus.export.bundle import Bundle
     from isthmus.lineage.config import SigningConfig
+    from isthmus.tfx_pipeline.data_pipeline import DataInputs
     from isthmus.tfx_pipeline.runner import Outcome
     from isthmus.tfx_pipeline.sources import Source
 
@@ -184,18 +185,19 @@ def _run(
         ),
         config=config,
         keys=keys,
-        inputs=pipelines.DataInputs(
-            source=source,
-            schema_file=_curated_schema(config, root),
-            serving=served,
-            baseline=_baseline(config, source, connection, root),
-        ),
+        inputs=_data_inputs(config, source, served, connection=connection, root=root),
         metadata_connection_config=connection,
     )
     return execute(ReportingRunner, built, uncached)
 
 
 def execute(runner_class: Any, built: Any, uncached: list[str]) -> dict[str, Outcome]:
+    """Run a pipeline, a line for each component as it ends; returns the outcomes by id.
+
+    Raises:
+        NotPushedError: A component could not run.
+        PipelineError: One could not run after the push.
+    """
     from isthmus.tfx_pipeline.runner import ComponentFailed
     from isthmus.tfx_pipeline.story import reasons_so_far, told
 
@@ -287,6 +289,20 @@ def _check_link(bundle: Bundle, client: MlflowClient) -> None:
             f"{bundle.path} was exported with another MLflow store: its model {model_id} is not in "
             f"{client.tracking_uri}; give that store as --tracking-uri, or export again with this one"
         )
+
+
+def _data_inputs(
+    config: PipelineConfig, source: Source, served: Source | None, *, connection: Any, root: Path
+) -> DataInputs:
+    """What the data half reads, the schema and the earlier statistics included."""
+    from isthmus.tfx_pipeline.data_pipeline import DataInputs
+
+    return DataInputs(
+        source=source,
+        schema_file=_curated_schema(config, root),
+        serving=served,
+        baseline=_baseline(config, source, connection, root),
+    )
 
 
 def _baseline(config: PipelineConfig, source: Source, connection: Any, root: Path) -> str:
