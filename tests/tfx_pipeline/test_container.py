@@ -66,7 +66,7 @@ def test_nothing_is_told_when_an_output_does_not_arrive(bucket: str, tmp_path: P
     staging.fetch()
     seen = staging.executor_input
     Path(seen["outputs"]["artifacts"]["blessing"]["artifacts"][0]["uri"], "BLESSED").write_bytes(b"x")
-    with pytest.raises(PipelineError, match="^cannot write s3://no-such-bucket/out/BLESSED: "):
+    with pytest.raises(PipelineError, match=r"^cannot write s3://no-such-bucket/out/BLESSED: "):
         staging.send()
     assert not output_file.exists()
 
