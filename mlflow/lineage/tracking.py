@@ -113,11 +113,12 @@ def connect(home: Path, tracking_uri: str | None = None) -> mlflow.MlflowClient:
 
 def _cannot_open(uri: str, error: Exception) -> str:
     text = " ".join(str(error).split())
-    remedy = (
-        f"mlflow db upgrade {uri}"
-        if "out-of-date" in text
-        else "check the address, or give another --tracking-uri"
-    )
+    if "out-of-date" in text:
+        remedy = f"mlflow db upgrade {uri}"
+    elif "401" in text or "not authenticated" in text:
+        remedy = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (or MLFLOW_TRACKING_TOKEN)"
+    else:
+        remedy = "check the address, or give another --tracking-uri"
     return f"cannot open the MLflow store {_without_password(uri)}: {text[:300]}; {remedy}"
 
 
