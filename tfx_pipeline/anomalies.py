@@ -132,6 +132,7 @@ def _explain_jensen_shannon(feature: Any, reason: Any, here: Any, others: dict[s
     limit = getattr(feature, f"{kind}_comparator").jensen_shannon_divergence.threshold
     there = feature_statistics(others[kind], feature.name)
     value = reason.description.split(" is ")[-1].split(" ")[0]
+    assert there is not None, "TFDV compared it"
     one, other = here.num_stats, there.num_stats
     return (
         f"a Jensen-Shannon divergence of at most {limit:.2g} from {_OTHERS[kind]} "

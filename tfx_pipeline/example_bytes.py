@@ -21,7 +21,7 @@ def example_bytes(features: Mapping[str, bytes | int | float]) -> bytes:
     Args:
         features: bytes, float (kept as float32) or int (64 bits); the order does not matter.
     """
-    entries = []
+    entries: list[bytes] = []
     for name in sorted(features):
         value = features[name]
         if type(value) is float:

@@ -11,7 +11,7 @@ import os
 from typing import Any
 
 import tensorflow_data_validation as tfdv
-from tensorflow_metadata.proto.v0 import schema_pb2, statistics_pb2
+from tensorflow_metadata.proto.v0 import schema_pb2
 from tfx import types
 from tfx.components.statistics_gen import stats_artifact_utils
 from tfx.dsl.components.base import base_component, base_executor, executor_spec
@@ -32,8 +32,6 @@ STATISTICS = "statistics_uri"
 """String property of the anomalies artifact: the statistics that were looked at, for a later run to compare with."""
 
 _FILE = "SchemaDiff.pb"
-
-Statistics = statistics_pb2.DatasetFeatureStatisticsList
 
 
 class Executor(base_executor.BaseExecutor):
@@ -96,7 +94,7 @@ class _Others:
             )
         self._serving = serving
 
-    def of(self, kind: str, split: str) -> Statistics | None:
+    def of(self, kind: str, split: str) -> Any | None:
         """The other side of a comparison of this kind, or None where there is none for this split."""
         if kind == "skew":
             artifact = self._serving if split == "train" else None
@@ -110,14 +108,14 @@ class _Others:
 
 def _validate(
     split: str,
-    here: Statistics,
+    here: Any,
     schema: schema_pb2.Schema,
     gate: dict[str, Any],
     others: _Others,
     compared: list[dict[str, Any]],
 ) -> tuple[Any, list[dict[str, str]]]:
     """(TFDV's anomalies, the same in words) of one split; what was compared is added to `compared`."""
-    sides: dict[str, Statistics] = {}
+    sides: dict[str, Any] = {}
     num_images = distances.num_images_of(here)
     for kind in ("drift", "skew"):
         other = others.of(kind, split)

@@ -48,8 +48,8 @@ class Measured(NamedTuple):
     height: int
     width: int
     channels: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     brightness: float
     sharpness: float
 
@@ -101,17 +101,20 @@ def _decode(encoded: bytes) -> _Decoded | str:
             if image.mode == "L":
                 # Its RGB is three times itself, and so is its luma.
                 image.load()
-                luma, histogram = image, image.histogram()
+                pixels, histogram = _pixels(image), image.histogram()
             else:
                 rgb = image.convert("RGB")
                 luma = rgb.convert("L")
-                histogram = luma.histogram() + rgb.histogram()
-        # What np.asarray(luma) gives, without its detour.
-        pixels = np.frombuffer(luma.tobytes(), np.uint8).reshape(luma.height, luma.width)
+                pixels, histogram = _pixels(luma), luma.histogram() + rgb.histogram()
         return _Decoded(hashlib.sha256(encoded).digest(), image_format.lower(), channels, pixels, histogram)
     except _UNREADABLE as error:
         # PIL puts the address of its in-memory file into some texts: no two runs would agree.
         return str(error).split(" <_io.", maxsplit=1)[0] or type(error).__name__
+
+
+def _pixels(luma: Image.Image) -> np.ndarray:
+    """What np.asarray gives, uint8 [height, width], without its detour."""
+    return np.frombuffer(luma.tobytes(), np.uint8).reshape(luma.height, luma.width)
 
 
 def _measure(decoded: list[_Decoded | str]) -> Iterator[Measured | str]:
