@@ -1,4 +1,4 @@
-"""The admin page's API, and what the page itself is made of; `browser_story.py` looks at it in a browser."""
+"""The admin page's API, and what the page itself is made of; `test_browser.py` looks at it in a browser."""
 
 import http.client
 import io
