@@ -257,7 +257,7 @@ run_local(name="colours", bundle=Path({str(make_bundle())!r}), data_root=Path({s
           home=Path({str(home)!r}))
 """
         killed = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, timeout=500, check=False
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=1500, check=False
         )
         assert killed.returncode == -signal.SIGKILL, (moment, killed.stdout[-1000:], killed.stderr[-2000:])
         # Whatever a server could load by now is one version, whole.
