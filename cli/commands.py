@@ -43,13 +43,14 @@ def train(arguments: argparse.Namespace) -> int:
         "recipe": recipe.to_dict(),
         "tracking_uri": arguments.tracking_uri,
     }
-    if arguments.sweep and recipe.sweep is None:
+    wanted = recipe.sweep if arguments.sweep else None
+    if arguments.sweep and wanted is None:
         raise UsageError("--sweep wants a recipe with a section sweep: what to try for which key")
     with routed("train", arguments.home, result_on_stdout=arguments.json, quiet=follows) as log:
-        if arguments.sweep:
+        if wanted is not None:
             from isthmus.training.sweep import sweep
 
-            result: Any = sweep(**what, sweep=recipe.sweep)
+            result: Any = sweep(**what, sweep=wanted)
         else:
             result = run(**what, force=arguments.force)
     if not follows:
@@ -213,7 +214,7 @@ def overrides_of(arguments: argparse.Namespace) -> dict[str, Any]:
 def _data_overrides(data: str) -> dict[str, Any]:
     """A name of a source, or else the folder of an ImageFolder."""
     # Other images than the recipe's are not what its schema and its own input describe.
-    others = {"pipeline.schema": None, "pipeline.input": {}}
+    others: dict[str, Any] = {"pipeline.schema": None, "pipeline.input": {}}
     if data in {"digits", "fashion_mnist"}:
         return {"data.source": data, "data.root": None, **others}
     return {"data.source": "imagefolder", "data.root": data, **others}

@@ -170,7 +170,8 @@ def _name_artifact_types() -> None:
 
     for kind in vars(artifacts).values():
         if isinstance(kind, type) and issubclass(kind, Artifact) and kind is not Artifact:
-            compiler_utils.TITLE_TO_CLASS_PATH[kind.TYPE_NAME] = f"{kind.__module__}.{kind.__qualname__}"
+            name: Any = getattr(kind, "TYPE_NAME")  # noqa: B009 - TFX sets it on each class
+            compiler_utils.TITLE_TO_CLASS_PATH[name] = f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _is_beam(executor_class_path: str) -> bool:

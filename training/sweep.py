@@ -127,7 +127,9 @@ def _changed(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, An
             raise TrainingError(f"sweep.parameters.{key}: keys begin with model. or train.")
         place = plain[section]
         for part in path[:-1]:
-            place = place.get(part) if isinstance(place.get(part), dict) else place.setdefault(part, {})
+            if not isinstance(place.get(part), dict):
+                place[part] = {}
+            place = place[part]
         place[path[-1]] = value
     try:
         return {

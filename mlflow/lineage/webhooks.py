@@ -166,8 +166,11 @@ class Receiver:
 
     def take(self, headers: Mapping[str, str], body: bytes) -> tuple[int, str]:
         """The answer to one delivery: (HTTP status, text). What is believed is acted on later, in order."""
-        delivery, timestamp = headers.get("X-MLflow-Delivery-Id", ""), headers.get("X-MLflow-Timestamp", "")
-        given = headers.get("X-MLflow-Signature", "")
+        # A proxy may write names in small letters.
+        said = {name.lower(): value for name, value in headers.items()}
+        delivery, timestamp, given = (
+            said.get(f"x-mlflow-{name}", "") for name in ("delivery-id", "timestamp", "signature")
+        )
         expected = signature(self.secret, delivery=delivery, timestamp=timestamp, body=body)
         if not hmac.compare_digest(given.encode(), expected.encode()):
             return 401, "the signature is not one of this secret"
@@ -237,7 +240,7 @@ def _handler(receiver: Receiver) -> type[BaseHTTPRequestHandler]:
             if not length.isdigit() or int(length) > LARGEST_BODY:
                 self.send_error(413)
                 return
-            status, text = receiver.take(self.headers, self.rfile.read(int(length)))
+            status, text = receiver.take(dict(self.headers.items()), self.rfile.read(int(length)))
             answer = json.dumps({"message": text}).encode()
             self.send_response(status)
             self.send_header("Content-Type", "application/json")

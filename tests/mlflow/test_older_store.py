@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import sqlite3
-import subprocess
-import sys
 from contextlib import closing
 from pathlib import Path
 
 import alembic.command
-import pytest
 import sqlalchemy
 from mlflow.store.db.utils import _get_alembic_config
 
 from isthmus.lineage import history, query, tracking
-from isthmus.lineage.errors import LineageError
 
 OLDER = "-6"
 """Alembic's steps back from the schema of the installed MLflow: releases of some months ago."""

@@ -11,7 +11,8 @@ import yaml
 from isthmus.cli.recipe import from_values
 from isthmus.training.errors import TrainingError
 from isthmus.training.settings import check_settings
-from isthmus.training.timm_args import PLAIN, REFUSED, Translation, translate
+from isthmus.training.timm_args import Translation, translate
+from isthmus.training.timm_keys import PLAIN, REFUSED
 
 # Written anew from the hyper-parameters that their papers and timm's documentation state.
 RESNET_STRIKES_BACK_A2: dict[str, Any] = {
