@@ -180,16 +180,10 @@ def test_the_compiled_pipeline_pushes_and_registers(
     assert {"saved_model.pb", "assets/labels.txt", "assets/manifest.json"} <= names
     tracking.connect(scratch, tracking_server)
     (version,) = registry.list_versions("colours")
-    assert version.aliases == ("champion",) or set(version.aliases) == {"champion", "challenger"}
+    assert "champion" in version.aliases  # every gate of a promotion was read from the store
     assert version.tag("pushed_path") == pushed["pushed_destination"]
-    assert (
-        version.tag(
-            "bundle",
-        )
-        == spec["root"]["dag"]["tasks"]["BundleImporter"]["inputs"]["parameters"]["bundle"]["runtimeValue"][
-            "constant"
-        ]
-    )
+    importer = spec["root"]["dag"]["tasks"]["BundleImporter"]["inputs"]["parameters"]
+    assert version.tag("bundle") == importer["bundle"]["runtimeValue"]["constant"]
     assert version.metrics["accuracy"] == 1.0
     # The orchestrator's id of the run, which TFX has no notion of here.
     assert version.tag("mlmd.run") == "run-1"
@@ -222,10 +216,11 @@ def test_a_worse_model_is_blocked_with_the_reason(
     with pytest.raises(ir_executor.TaskFailed) as raised:
         executor.run(known=known)
     assert (raised.value.task, raised.value.exit_code) == ("Registrar", 3)
-    assert raised.value.error_line() == (
-        "error: not pushed, because Evaluator: accuracy on the whole split is 0.6667 lower than the champion's, "
-        "at most 0.005 is allowed"
+    line = raised.value.error_line()
+    assert line.startswith(
+        "error: not pushed, because Evaluator: accuracy on the whole split is 0.6667 lower than the champion's"
     )
+    assert line.endswith("at most 0.005 is allowed")
     assert [entry.name for entry in remote.files(f"{ROOT}/serving/colours")] == before
     tracking.connect(scratch, tracking_server)
     assert len(registry.list_versions("colours")) == 1
