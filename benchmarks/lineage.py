@@ -1,0 +1,172 @@
+"""Lineage, verification and promotion in a store that has grown: 1,000 versions and 10,000 runs.
+
+python benchmarks/lineage.py [--home DIR]      (a store with a pushed digits model; default: one is made)
+
+The rows are copies of real ones in MLflow's own SQLite file: what is measured is isthmus and MLflow reading them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import logging
+import shutil
+import sqlite3
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+from measure import run, write_section
+
+from isthmus.lineage import files, promotion, query, registry, tracking, verify
+
+NAME = "digits"
+RUN_TABLES = {"tags": "run_uuid", "params": "run_uuid", "latest_metrics": "run_uuid", "metrics": "run_uuid"}
+ROUNDS = 7
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--home", type=Path, help="left as it is; its rows are copied")
+    parser.add_argument("--versions", type=int, default=1000)
+    parser.add_argument("--runs", type=int, default=10_000)
+    arguments = parser.parse_args()
+    logging.getLogger("isthmus").setLevel(logging.WARNING)
+    with tempfile.TemporaryDirectory() as folder:
+        home = arguments.home
+        if home is None:
+            home = Path(folder) / "store"
+            run(["make", "--silent", "train", "export", "pipeline", f"STORE={home}"])
+        # Links of the store stay true: only the database is another one.
+        uri = f"sqlite:///{Path(folder) / 'grown.db'}"
+        shutil.copy(home / "mlflow.db", Path(folder) / "grown.db")
+        rows = [measured(home, uri, versions=1, runs=3)]
+        grow(Path(folder) / "grown.db", versions=arguments.versions, runs=arguments.runs)
+        rows.append(measured(home, uri, versions=arguments.versions, runs=arguments.runs))
+        verified = verification(home, uri)
+        promoted = promotion_s(home, uri)
+    write_section("Lineage", table(rows, verified, promoted))
+
+
+def grow(database: Path, *, versions: int, runs: int) -> None:
+    """Copies the first version's rows and its training run's until there are so many."""
+    with closing(sqlite3.connect(database)) as connection, connection:
+        (template,) = connection.execute(
+            "select run_id from model_versions where name = ? and version = 1", (NAME,)
+        ).fetchone()
+        connection.execute("create temp table fresh (id text primary key)")
+        (there,) = connection.execute("select count(*) from runs").fetchone()
+        connection.executemany(
+            "insert into fresh values (?)", ((f"{number:032x}",) for number in range(runs - there))
+        )
+        for table, key in {"runs": "run_uuid", **RUN_TABLES}.items():
+            _copy(connection, table, key=key, where=f"{key} = '{template}'", source="fresh", new="fresh.id")
+        connection.execute("create temp table numbers (id integer primary key)")
+        connection.executemany(
+            "insert into numbers values (?)", ((number,) for number in range(2, versions + 1))
+        )
+        for table in ("model_versions", "model_version_tags"):
+            where = f"name = '{NAME}' and version = 1"
+            _copy(connection, table, key="version", where=where, source="numbers", new="numbers.id")
+        connection.execute(
+            "update registered_model_aliases set version = ? where name = ? and alias = 'challenger'",
+            (versions, NAME),
+        )
+
+
+def _copy(connection: sqlite3.Connection, table: str, *, key: str, where: str, source: str, new: str) -> None:
+    columns = [row[1] for row in connection.execute(f"pragma table_info({table})")]
+    chosen = ", ".join(new if column == key else f"{table}.{column}" for column in columns)
+    connection.execute(
+        f"insert into {table} ({', '.join(columns)}) select {chosen} from {table}, {source} where {where}"
+    )
+
+
+def measured(home: Path, uri: str, *, versions: int, runs: int) -> dict[str, float]:
+    """Median seconds of each question."""
+    tracking.connect(home, uri)
+    digest = registry.get(NAME, 1).tag("dataset_digest") or ""
+    return {
+        "versions": versions,
+        "runs": runs,
+        "champion": median_s(lambda: query.lineage(f"models:/{NAME}@champion", home=home, tracking_uri=uri)),
+        "digest": median_s(lambda: query.lineage(digest, home=home, tracking_uri=uri), rounds=3),
+    }
+
+
+def median_s(question: Callable[[], object], *, rounds: int = ROUNDS) -> float:
+    """Seconds of one call, the first left out: it imports."""
+    question()
+    seconds = []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        question()
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds)
+
+
+def verification(home: Path, uri: str) -> tuple[float, float, int]:
+    """(median of sha256's time ÷ verify's over the same bytes, seconds of verify, bytes), interleaved."""
+    chain = query.lineage(f"models:/{NAME}@champion", home=home, tracking_uri=uri)
+    read: list[Path] = []
+    hash_file = files.sha256_file
+
+    def recording(path: Path) -> str:
+        read.append(Path(path))
+        return hash_file(path)
+
+    modules = [module for module in (files, verify) if hasattr(module, "sha256_file")]
+    for module in modules:
+        module.sha256_file = recording
+    verify.verify(chain)
+    for module in modules:
+        module.sha256_file = hash_file
+    ratios, seconds = [], []
+    for _ in range(ROUNDS):
+        started = time.perf_counter()
+        verify.verify(chain)
+        took = time.perf_counter() - started
+        started = time.perf_counter()
+        for path in read:
+            with path.open("rb") as file:
+                hashlib.file_digest(file, "sha256")
+        ratios.append((time.perf_counter() - started) / took)
+        seconds.append(took)
+    return statistics.median(ratios), statistics.median(seconds), sum(path.stat().st_size for path in read)
+
+
+def promotion_s(home: Path, uri: str) -> float:
+    """Seconds to make the newest version champion: every gate, every hash, history and alias."""
+    tracking.connect(home, uri)
+    started = time.perf_counter()
+    promotion.promote(NAME, why="benchmark")
+    return time.perf_counter() - started
+
+
+def table(rows: list[dict[str, float]], verified: tuple[float, float, int], promoted: float) -> str:
+    ratio, seconds, size = verified
+    lines = [
+        "| versions | runs | lineage of the champion | versions of a data digest |",
+        "|---:|---:|---:|---:|",
+    ]
+    lines += [
+        f"| {row['versions']:,.0f} | {row['runs']:,.0f} | {row['champion']:.2f} s | {row['digest']:.2f} s |"
+        for row in rows
+    ]
+    return "\n".join(
+        [
+            "Medians after imports, SQLite. The digest's answer names every version that used the data.",
+            "",
+            *lines,
+            "",
+            f"Verify: {size / 2**20:.0f} MiB in {seconds:.2f} s, {ratio:.2f} of sha256's speed over the same files. "
+            f"Promotion of version {rows[-1]['versions']:,.0f}, gates and hashes included: {promoted:.1f} s.",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main()
