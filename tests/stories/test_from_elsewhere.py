@@ -42,7 +42,7 @@ def elsewhere(store: Path, first_run: list[str], tmp_path_factory: pytest.TempPa
     [
         ("digits_timm", ("--from-timm", "test_resnet", "--weights", "weights.safetensors")),
         # An ONNX file does not say how images reach it. With timm's usual mean and std this one is exported without
-        # a murmur, for parity has nothing else to go by, and then the Evaluator refuses it: right on 24 % of the images.
+        # a murmur, for parity has nothing else to go by, and then the Evaluator refuses it: 24 % right.
         (
             "digits_onnx",
             ("--onnx", "model.onnx", "--set", "model.mean=[0.5,0.5,0.5]", "--set", "model.std=[0.5,0.5,0.5]"),
