@@ -168,15 +168,7 @@ def prepare(
         PipelineError: The input cannot be used on a cluster; nothing was submitted.
         ExportError: There is no usable bundle.
     """
-    from isthmus.lineage import signing as signatures
-
-    _check_tracking(tracking_uri)
-    check_platform(config.cluster, target.cluster)
-    if target.root.startswith("s3://") and runs_elsewhere(config.beam_args):
-        raise PipelineError(
-            "Beam's workers on other machines open the model with TensorFlow, which reads gs:// and no s3://: "
-            "use a root on gs://, or leave Beam inside the tasks (no --beam, no --runner in pipeline.beam_args)"
-        )
+    _check(config, tracking_uri, target)
     volumes = config.cluster.volumes
     opened = bundle_for_cluster(bundle, root=target.root, volumes=volumes)
     labels = opened.manifest["model"]["labels"]
@@ -184,13 +176,7 @@ def prepare(
     source, record = source_for_cluster(
         config.input, data_root=data_root, labels=labels, root=target.root, volumes=volumes, beam_args=args
     )
-    served = _served(config, args)
-    baseline = folder_for_cluster(
-        config.data.drift.baseline, root=target.root, folder="statistics", key="pipeline.data.drift.baseline"
-    )
-    schema = file_for_cluster(config.schema, root=target.root, folder="schemas")
-    verification_key = signatures.configured(signing).verification_key
-    key = file_for_cluster(verification_key, root=target.root, folder="keys")
+    beside, key = _beside(config, signing, root=target.root, args=args)
     serving = remote.join(config.push_to or remote.join(target.root, "serving"), name)
     logger.info("loading TFX")
     with torch_kept_out():
@@ -208,7 +194,7 @@ def prepare(
             bundle=opened.place,
             home=_HOME_IN_CONTAINER,
             tracking_uri=tracking_uri or "",
-            verification_key=key or "",
+            verification_key=key,
         ),
         config=config,
         keys=pipelines.CacheKeys(
@@ -217,7 +203,7 @@ def prepare(
             champion="",
             code=code_keys(server_binary=config.server.binary),
         ),
-        inputs=pipelines.DataInputs(source=source, schema_file=schema, serving=served, baseline=baseline),
+        inputs=pipelines.DataInputs(source=source, **beside),
         enable_cache=target.cache,
         on_cluster=True,
     )
@@ -230,6 +216,20 @@ def prepare(
         package=documents(job, config.cluster, target.cluster),
         places={"bundle": opened.place, "data": source.path, "serving": serving},
     )
+
+
+def _beside(
+    config: PipelineConfig, signing: SigningConfig | None, *, root: str, args: list[str]
+) -> tuple[dict[str, Any], str]:
+    """(what the data half reads besides the images, the verification key or ""), where containers can open them."""
+    from isthmus.lineage import signing as signatures
+
+    baseline = folder_for_cluster(
+        config.data.drift.baseline, root=root, folder="statistics", key="pipeline.data.drift.baseline"
+    )
+    key = file_for_cluster(signatures.configured(signing).verification_key, root=root, folder="keys")
+    schema = file_for_cluster(config.schema, root=root, folder="schemas")
+    return {"schema_file": schema, "serving": _served(config, args), "baseline": baseline}, key or ""
 
 
 def _served(config: PipelineConfig, args: list[str]) -> Source | None:
@@ -258,6 +258,17 @@ def submit(job: Job, target: Target) -> Submitted:
     from isthmus.tfx_pipeline import kubeflow_client
 
     return kubeflow_client.submit(job, target)
+
+
+def _check(config: PipelineConfig, tracking_uri: str | None, target: Target) -> None:
+    """Refuse what no container could use, before anything is read or uploaded."""
+    _check_tracking(tracking_uri)
+    check_platform(config.cluster, target.cluster)
+    if target.root.startswith("s3://") and runs_elsewhere(config.beam_args):
+        raise PipelineError(
+            "Beam's workers on other machines open the model with TensorFlow, which reads gs:// and no s3://: "
+            "use a root on gs://, or leave Beam inside the tasks (no --beam, no --runner in pipeline.beam_args)"
+        )
 
 
 def _check_tracking(tracking_uri: str | None) -> None:
