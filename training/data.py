@@ -150,10 +150,13 @@ def _check_fractions(data: DataConfig) -> None:
         )
     if data.max_per_class is not None and data.max_per_class < 1:
         raise TrainingError(f"data.max_per_class {data.max_per_class} must be at least 1")
-    if data.source in ("digits", "fashion_mnist") and (data.root is not None or data.multi_label):
-        raise TrainingError(
-            f"data.root and data.multi_label are for imagefolder and timm, not for {data.source}"
-        )
+    if data.source in ("digits", "fashion_mnist"):
+        if data.root is not None:
+            raise TrainingError(f"data.root {data.root} is for imagefolder and timm, not for {data.source}")
+        if data.multi_label:
+            raise TrainingError(
+                f"data.multi_label is for imagefolder and timm; images of {data.source} have one class"
+            )
     if (data.reader is not None) != (data.source == "timm"):
         raise TrainingError("data.reader and data.source: timm belong together; give both or none")
     folders = {

@@ -62,7 +62,7 @@ class Fit:
         net.to(self.device)
         if train.channels_last:
             net.to(memory_format=torch.channels_last)
-        self.mixup = create_mixup(train, num_classes=len(data.classes))
+        self.mixup = create_mixup(train, num_classes=len(data.classes), multi_label=data.multi_label)
         self.task: TrainingTask = create_task(
             net, train, mixed=self.mixup is not None, multi_label=data.multi_label, device=self.device
         )

@@ -64,7 +64,7 @@ def synchronized(
     return converted
 
 
-def create_mixup(config: TrainConfig, *, num_classes: int) -> Any:
+def create_mixup(config: TrainConfig, *, num_classes: int, multi_label: bool = False) -> Any:
     """timm.data.Mixup over whole batches on the device, or None where the recipe mixes nothing."""
     from timm.data import Mixup
 
@@ -80,6 +80,7 @@ def create_mixup(config: TrainConfig, *, num_classes: int) -> Any:
         mode=augment.mix_mode,
         label_smoothing=config.smoothing,
         num_classes=num_classes,
+        multi_label=multi_label,
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
 import random
 import sys
 import tempfile
@@ -27,6 +28,9 @@ from isthmus.export.errors import ExportError
 from isthmus.export.tf_half import prepare
 
 logger = logging.getLogger(__name__)
+
+LEGACY_KERAS = "TF_USE_LEGACY_KERAS"
+"""onnx2tf sets it when it is imported, and works under it."""
 
 
 def lower(onnx_path: Path) -> Callable[[tf.Tensor], tf.Tensor]:
@@ -78,21 +82,26 @@ def _convert(model: onnx.ModelProto) -> Any:
 
 @contextlib.contextmanager
 def _contained() -> Iterator[io.StringIO]:
-    """Keep onnx2tf's prints, its seeds, its downloads and its recursion limit from the rest of the process.
+    """Keep onnx2tf's prints, its seeds, its downloads, its Keras and its recursion limit from the rest of the process.
 
     Importing it lifts that limit to 2^31, and then C code that counts on the limit (json's scanner of a deeply
-    nested text) overflows the stack instead of raising RecursionError.
+    nested text) overflows the stack instead of raising RecursionError. It also has every process below this one take
+    Keras 2.
     """
     said = io.StringIO()
-    recursion_limit = sys.getrecursionlimit()
+    recursion_limit, keras = sys.getrecursionlimit(), os.environ.get(LEGACY_KERAS)
     python_state, numpy_state = random.getstate(), np.random.get_state()
     try:
+        os.environ[LEGACY_KERAS] = "1"
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), _no_sample_images():
             yield said
     finally:
         random.setstate(python_state)
         np.random.set_state(numpy_state)
         sys.setrecursionlimit(recursion_limit)
+        del os.environ[LEGACY_KERAS]
+        if keras is not None:
+            os.environ[LEGACY_KERAS] = keras
 
 
 @contextlib.contextmanager

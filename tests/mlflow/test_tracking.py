@@ -152,12 +152,12 @@ def test_project_entry_points_are_commands_that_exist():
 
     from isthmus.cli.parser import build_parser
 
-    project = load_project(str(REPOSITORY / "mlflow"))
+    project = load_project(str(REPOSITORY))
     assert sorted(project._entry_points) == ["export", "pipeline", "train"]
     for name, entry_point in project._entry_points.items():
         command = entry_point.compute_command({"name": "mine"}, storage_dir=None)
-        assert command.startswith("cd .. && isthmus ")
-        words = shlex.split(command.removeprefix("cd .. && isthmus "))
+        assert command.startswith("isthmus ")
+        words = shlex.split(command.removeprefix("isthmus "))
         arguments = build_parser().parse_args(words)
         assert (words[0], arguments.name) == (name, "mine")
         assert (REPOSITORY / arguments.config).parent == REPOSITORY / "recipes"

@@ -179,7 +179,10 @@ def test_two_preparations_at_once_are_refused(tmp_path: Path) -> None:
     [
         (DataConfig(source="digits", val_fraction=0.6, test_fraction=0.5), "together below 1"),
         (DataConfig(source="digits", max_per_class=0), "data.max_per_class 0 must be at least 1"),
-        (DataConfig(source="digits", root=Path("x")), "data.root x is for imagefolder only, not for digits"),
+        (
+            DataConfig(source="digits", root=Path("x")),
+            "data.root x is for imagefolder and timm, not for digits",
+        ),
         (DataConfig(source="digits", name="../x"), "data.name '../x' is not a folder name"),
     ],
 )
