@@ -85,9 +85,7 @@ class Ladder:
         """Start a rung's first process ahead of time: TensorFlow's import takes as long as the torch half."""
         return self.runner.start(LOWER_MODULE, self.folder / f"lower-{place}")
 
-    def climb(
-        self, first_stage: StageResult, first_job: Job, *, rungs: Sequence[Rung]
-    ) -> list[Attempt]:
+    def climb(self, first_stage: StageResult, first_job: Job, *, rungs: Sequence[Rung]) -> list[Attempt]:
         """Try rung after rung until one passes every gate; returns all tries, the one that passed last.
 
         `first_job` is the first rung's process, already started.
