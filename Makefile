@@ -168,6 +168,8 @@ bench: build/.linked ## measure, and write docs/benchmarks.md
 	@$(PY) benchmarks/predict.py
 	@$(PY) benchmarks/precision.py
 	@$(PY) benchmarks/pipeline_overhead.py
+	@$(PY) benchmarks/lineage.py
+	@$(PY) benchmarks/four_families.py
 
 .PHONY: soak
 soak: build/.linked ## a long day of the server: 200 reloads under load, 10,000 malformed messages
