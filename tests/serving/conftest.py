@@ -1,8 +1,8 @@
 """The models of the serving tests, written once per session in a process of its own."""
 
 import datetime
-import os
 import ipaddress
+import os
 import subprocess
 import sys
 from pathlib import Path
