@@ -47,7 +47,7 @@ def main() -> None:
         grow(Path(folder) / "grown.db", versions=arguments.versions, runs=arguments.runs)
         rows.append(measured(home, uri, versions=arguments.versions, runs=arguments.runs))
         verified = verification(home, uri)
-        promoted = promotion_s(home, uri)
+        promoted = promotion_s(home, uri, version=arguments.versions)
     write_section("Lineage", table(rows, verified, promoted))
 
 
@@ -71,10 +71,6 @@ def grow(database: Path, *, versions: int, runs: int) -> None:
         for table in ("model_versions", "model_version_tags"):
             where = f"name = '{NAME}' and version = 1"
             _copy(connection, table, key="version", where=where, source="numbers", new="numbers.id")
-        connection.execute(
-            "update registered_model_aliases set version = ? where name = ? and alias = 'challenger'",
-            (versions, NAME),
-        )
 
 
 def _copy(connection: sqlite3.Connection, table: str, *, key: str, where: str, source: str, new: str) -> None:
@@ -138,11 +134,11 @@ def verification(home: Path, uri: str) -> tuple[float, float, int]:
     return statistics.median(ratios), statistics.median(seconds), sum(path.stat().st_size for path in read)
 
 
-def promotion_s(home: Path, uri: str) -> float:
+def promotion_s(home: Path, uri: str, *, version: int) -> float:
     """Seconds to make the newest version champion: every gate, every hash, history and alias."""
     tracking.connect(home, uri)
     started = time.perf_counter()
-    promotion.promote(NAME, why="benchmark")
+    promotion.promote(NAME, version, why="benchmark")
     return time.perf_counter() - started
 
 
