@@ -100,7 +100,8 @@ def serving(
         yield Serving(f"127.0.0.1:{port}", models_config)
     finally:
         os.killpg(server.pid, signal.SIGTERM)
-        server.wait(timeout=60)
+        # Reads what is left, and closes the pipe.
+        server.communicate(timeout=60)
 
 
 @dataclass
