@@ -24,12 +24,17 @@ def said(stream: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> str:
     handler = logging.StreamHandler(stream)
     handler.setLevel(logging.INFO)
     monkeypatch.setattr(logger, "handlers", [handler])
-    monkeypatch.setattr(logger, "level", logging.DEBUG)
-    with progress_bar(total=2, initial=0) as bar:
-        bar.update()
-        logging.getLogger("isthmus.training.fit").info("for the user")
-        logging.getLogger("isthmus.training.fit").debug("for the file")
-        bar.update()
+    before = logger.level
+    # Not the attribute: loggers remember which levels they have let through.
+    logger.setLevel(logging.DEBUG)
+    try:
+        with progress_bar(total=2, initial=0) as bar:
+            bar.update()
+            logging.getLogger("isthmus.training.fit").info("for the user")
+            logging.getLogger("isthmus.training.fit").debug("for the file")
+            bar.update()
+    finally:
+        logger.setLevel(before)
     assert logger.handlers == [handler]
     return stream.getvalue()
 
