@@ -18,9 +18,10 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
+from isthmus.lineage.places import is_remote
 from isthmus.tfx_pipeline.errors import PipelineError
 from isthmus.tfx_pipeline.image_folder import SPLITS, class_of, is_image
-from isthmus.tfx_pipeline.listing import Listed, files_below, files_matching, is_remote, open_remote
+from isthmus.tfx_pipeline.listing import Listed, files_below, files_matching, open_remote
 
 BATCH_SIZE = 256
 """Items that travel together: Beam's cost for each element is paid once for so many images."""

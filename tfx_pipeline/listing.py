@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from isthmus.lineage.places import is_remote
 from isthmus.tfx_pipeline.errors import PipelineError
 
 
@@ -22,11 +23,6 @@ class Listed:
     size_bytes: int
     modified: float
     """Seconds since 1970; of an object, when it was last written."""
-
-
-def is_remote(path: str) -> bool:
-    """Tells whether a path has a scheme, such as `s3://`."""
-    return "://" in path
 
 
 def files_below(root: str) -> Iterator[Listed]:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from isthmus.lineage.places import is_remote
 from isthmus.tfx_pipeline.errors import PipelineError
 
 SCHEMES = ("gs", "s3", "hdfs")
@@ -41,11 +42,6 @@ class Entry:
 
     updated: float
     """When it was last written, seconds since 1970; 0 where the store does not say."""
-
-
-def is_remote(place: str | Path) -> bool:
-    """Whether a place is a URI rather than a path of this machine."""
-    return "://" in str(place)
 
 
 def check_scheme(place: str) -> None:

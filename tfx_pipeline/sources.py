@@ -13,12 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from isthmus.lineage.places import is_remote
 from isthmus.tfx_pipeline import image_folder, listing
 from isthmus.tfx_pipeline.data_config import InputConfig
 from isthmus.tfx_pipeline.errors import PipelineError
 from isthmus.tfx_pipeline.image_folder import SPLITS
 from isthmus.tfx_pipeline.image_items import manifest_items, record_files, split_of_file
-from isthmus.tfx_pipeline.listing import Listed, is_remote
+from isthmus.tfx_pipeline.listing import Listed
 from isthmus.tfx_pipeline.spans import absolute, resolve
 
 #: Without training's own data configuration beside it; a test holds them equal to training's.

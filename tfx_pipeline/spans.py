@@ -13,8 +13,9 @@ import os
 import re
 from dataclasses import dataclass
 
+from isthmus.lineage.places import is_remote
 from isthmus.tfx_pipeline.errors import PipelineError
-from isthmus.tfx_pipeline.listing import is_remote, names_below
+from isthmus.tfx_pipeline.listing import names_below
 
 _SPEC = re.compile(r"\{(SPAN|VERSION)(?::(\d+))?\}|\{(YYYY|MM|DD)\}")
 _DATE_WIDTHS = {"YYYY": 4, "MM": 2, "DD": 2}

@@ -10,9 +10,9 @@ from pathlib import Path
 from isthmus.lineage.errors import LineageError
 
 
-def is_remote(place: str) -> bool:
-    """Whether a place is a URI such as `s3://bucket/folder`."""
-    return "://" in place
+def is_remote(place: str | Path) -> bool:
+    """Whether a place is a URI such as `s3://bucket/folder` rather than a path of this machine."""
+    return "://" in str(place)
 
 
 @contextlib.contextmanager
