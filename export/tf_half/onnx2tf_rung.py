@@ -14,7 +14,7 @@ import os
 import random
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,10 @@ import numpy as np
 import onnx
 import tensorflow as tf
 from tensorflow.core.framework import attr_value_pb2, graph_pb2
-from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 from isthmus.export.errors import ExportError
 from isthmus.export.tf_half import prepare
+from isthmus.export.tf_half.frozen import FrozenGraph, LogitsFn, freeze
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ LEGACY_KERAS = "TF_USE_LEGACY_KERAS"
 """onnx2tf sets it when it is imported, and works under it."""
 
 
-def lower(onnx_path: Path) -> Callable[[tf.Tensor], tf.Tensor]:
+def lower(onnx_path: Path) -> LogitsFn:
     """float32 [N, H, W, 3] -> float32 [N, C], frozen; the file is only read.
 
     Raises:
@@ -45,17 +45,10 @@ def lower(onnx_path: Path) -> Callable[[tf.Tensor], tf.Tensor]:
     except Exception as error:  # noqa: BLE001 - folding is a help: the graph may convert without it
         logger.debug("shape arithmetic of %s was not folded: %s", onnx_path, error)
     keras_model = _convert(model)
-    graph, input_name, output_name = _freeze(keras_model, onnx_path)
-    _spell_out_squared_differences(graph)
-    _keep_grouped_convolutions_apart(graph)
-
-    def logits(images: tf.Tensor) -> tf.Tensor:
-        (result,) = tf.graph_util.import_graph_def(
-            graph, input_map={input_name: images}, return_elements=[output_name], name=""
-        )
-        return result
-
-    return logits
+    frozen = _freeze(keras_model, onnx_path)
+    _spell_out_squared_differences(frozen.graph)
+    _keep_grouped_convolutions_apart(frozen.graph)
+    return frozen
 
 
 def _convert(model: onnx.ModelProto) -> Any:
@@ -132,11 +125,9 @@ def _reason(output: str, error: BaseException) -> str:
     return f"{cause.strip()} ({node.replace('onnx_op_name:', 'node').strip() or 'no node named'})"
 
 
-def _freeze(keras_model: Any, onnx_path: Path) -> tuple[graph_pb2.GraphDef, str, str]:
-    """(graph with constants only, name of its input tensor, name of its output tensor).
-
-    Saving the Keras model itself writes every constant as JSON: minutes, and a file that the v1 loader
-    refuses.
+def _freeze(keras_model: Any, onnx_path: Path) -> FrozenGraph:
+    """The Keras model as a graph: saving it itself writes every constant as JSON, which takes minutes, and gives a
+    file that the v1 loader refuses.
     """
     if len(keras_model.inputs) != 1 or len(keras_model.outputs) != 1:
         raise ExportError(
@@ -150,10 +141,7 @@ def _freeze(keras_model: Any, onnx_path: Path) -> tuple[graph_pb2.GraphDef, str,
     def call(images: tf.Tensor) -> tf.Tensor:
         return keras_model(images, training=False)
 
-    spec = tf.TensorSpec([None, *shape[1:]], tf.float32, name="images")
-    traced = tf.function(call, input_signature=[spec], autograph=False).get_concrete_function()
-    frozen = convert_variables_to_constants_v2(traced)
-    return frozen.graph.as_graph_def(), frozen.inputs[0].name, frozen.outputs[0].name
+    return freeze(call, height=shape[1], width=shape[2])
 
 
 def _spell_out_squared_differences(graph: graph_pb2.GraphDef) -> None:

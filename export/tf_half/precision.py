@@ -5,17 +5,13 @@ docs/precision.md says what each precision is, what was tried, and what it costs
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
-import tensorflow as tf
-from tensorflow.core.framework import graph_pb2
-from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+import dataclasses
+from collections.abc import Sequence
 
 from isthmus.export.config import Precision
 from isthmus.export.reduced import Evaluation
 from isthmus.export.tf_half import bfloat16, integers, padding
-
-LogitsFn = Callable[[tf.Tensor], tf.Tensor]
+from isthmus.export.tf_half.frozen import LogitsFn, freeze
 
 
 def reduced(
@@ -39,44 +35,20 @@ def reduced(
     if precision == "fp32":
         return logits_fn
     _, height, width = input_size
-    graph, input_name, output_name = frozen(logits_fn, height=height, width=width)
+    frozen = freeze(logits_fn, height=height, width=width)
     if precision == "bf16":
-        graph = bfloat16.rewritten(graph, output=output_name.split(":")[0])
+        graph = bfloat16.rewritten(frozen.graph, output=frozen.output_node)
     else:
         assert calibration is not None, "the torch half writes it for int8"
         graph = integers.rewritten(
-            graph, image=input_name, output=output_name.split(":")[0], calibration=calibration
+            frozen.graph, image=frozen.image, output=frozen.output_node, calibration=calibration
         )
-
-    return _function(graph, input_name, output_name)
+    return dataclasses.replace(frozen, graph=graph)
 
 
 def for_litert_int8(logits_fn: LogitsFn, *, input_size: Sequence[int], calibration: Evaluation) -> LogitsFn:
     """The fp32 model in a form that LiteRT's quantizer finds sensible ranges for; see padding.py."""
     _, height, width = input_size
-    graph, input_name, output_name = frozen(logits_fn, height=height, width=width)
-    return _function(
-        padding.bounded(graph, image=input_name, calibration=calibration), input_name, output_name
-    )
-
-
-def _function(graph: graph_pb2.GraphDef, input_name: str, output_name: str) -> LogitsFn:
-    def logits(images: tf.Tensor) -> tf.Tensor:
-        (answer,) = tf.graph_util.import_graph_def(
-            graph, input_map={input_name: images}, return_elements=[output_name], name=""
-        )
-        return answer
-
-    return logits
-
-
-def frozen(logits_fn: LogitsFn, *, height: int, width: int) -> tuple[graph_pb2.GraphDef, str, str]:
-    """(graph with constants only, name of its input tensor, name of its output tensor); N is dynamic."""
-
-    def logits(images: tf.Tensor) -> tf.Tensor:
-        return tf.identity(logits_fn(images), name="reduced_logits")
-
-    spec = tf.TensorSpec([None, height, width, 3], tf.float32, name="images")
-    traced = tf.function(logits, input_signature=[spec], autograph=False).get_concrete_function()
-    function = convert_variables_to_constants_v2(traced)
-    return function.graph.as_graph_def(), function.inputs[0].name, function.outputs[0].name
+    frozen = freeze(logits_fn, height=height, width=width)
+    graph = padding.bounded(frozen.graph, image=frozen.image, calibration=calibration)
+    return dataclasses.replace(frozen, graph=graph)

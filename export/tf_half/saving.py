@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 from isthmus.export.errors import ExportError
 from isthmus.export.tf_half import decoding, signatures, warmup, weightless
 from isthmus.export.tf_half import preprocessing as preprocessing_module
+from isthmus.export.tf_half.frozen import LogitsFn
 
 CLASSIFY_METHOD = "tensorflow/serving/classify"
 LABELS_FILE = "labels.txt"
@@ -35,7 +36,7 @@ GRAPH_FILE = "saved_model.pb"
 
 
 def save(
-    logits_fn: Callable[[tf.Tensor], tf.Tensor],
+    logits_fn: LogitsFn,
     *,
     target: Path,
     preprocessing: Mapping[str, Any],
@@ -74,6 +75,7 @@ def save(
         (staging / MANIFEST_FILE).write_text("{}\n", encoding="utf-8")
         model = signatures.ServedModel(
             lowered.function,
+            variables=lowered.variables,
             preprocessing=steps,
             head=head,
             num_classes=len(labels),

@@ -15,6 +15,7 @@ verification without touching the graph.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,6 +53,7 @@ class ServedModel(tf.Module):
         self,
         logits: Any,
         *,
+        variables: Sequence[tf.Variable],
         preprocessing: Preprocessing,
         head: Head,
         num_classes: int,
@@ -61,6 +63,7 @@ class ServedModel(tf.Module):
         """
         Args:
             logits: concrete function, preprocessed images -> [logits] (`weightless.trace`).
+            variables: what it captures.
             preprocessing: from encoded bytes to the model's input.
             head: probabilities are a softmax over the classes, or one sigmoid each.
             num_classes: C.
@@ -69,6 +72,7 @@ class ServedModel(tf.Module):
         """
         super().__init__(name="served_model")
         self._logits = logits
+        self._weights = list(variables)
         self._head = head
         self._num_classes = num_classes
         self._height, self._width = preprocessing.height, preprocessing.width
