@@ -131,21 +131,21 @@ def _export_torchscript(model: torch.nn.Module, example: torch.Tensor, target: P
 def _export_dynamo(model: torch.nn.Module, example: torch.Tensor, target: Path, opset: int) -> None:
     import torch
 
-    program = torch.onnx.export(
+    torch.onnx.export(
         model,
         (example,),
+        str(target),
         dynamo=True,
         opset_version=opset,
         input_names=[INPUT_NAME],
         output_names=[OUTPUT_NAME],
         dynamic_shapes=({0: "batch"},),
+        external_data=False,
         verbose=False,
+        # onnxsim does. Its own optimiser loses the limits of a Clip where two read the same tensor, as the clipped
+        # projections of timm's Gemma 4 do: ONNX then refuses the graph.
+        optimize=False,
     )
-    assert program is not None
-    # It puts some constants behind the operators that read them (timm's clipped projections of Gemma 4), which
-    # ONNX forbids.
-    program.model.graph.sort()
-    program.save(target, external_data=False)
 
 
 EXPORTERS = {"torchscript": _export_torchscript, "dynamo": _export_dynamo}

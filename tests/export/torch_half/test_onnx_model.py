@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 
@@ -112,3 +113,33 @@ def test_a_file_that_is_no_model_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"not a model")
     with pytest.raises(ExportError, match=r"ONNX Runtime .* refused the model"):
         measure(tmp_path / "model.onnx", np.zeros((2, 8, 8, 3), np.float32))
+
+
+class Clipped(torch.nn.Module):
+    """Projections of the same tensor, each clipped to limits of its own, as timm's Gemma 4 has them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.projections = torch.nn.ModuleList(torch.nn.Linear(3, 4) for _ in range(3))
+        for number in range(3):
+            self.register_buffer(f"low_{number}", torch.tensor(-0.1 * number))
+            self.register_buffer(f"high_{number}", torch.tensor(0.1 + 0.1 * number))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        pooled = images.mean((2, 3)) * 2
+        answers = [
+            layer(torch.clamp(pooled, self.get_buffer(f"low_{number}"), self.get_buffer(f"high_{number}")))
+            for number, layer in enumerate(self.projections)
+        ]
+        return answers[0] + answers[1] + answers[2]
+
+
+def test_dynamo_keeps_the_limits_of_what_is_clipped_twice(tmp_path: Path) -> None:
+    model, example = Clipped().eval(), np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
+    write_onnx(model, example, tmp_path / "model.onnx", exporter="dynamo", opset=18)
+    (logits,) = onnxruntime.InferenceSession(tmp_path / "model.onnx").run(
+        None, {"images": np.ascontiguousarray(example.transpose(0, 3, 1, 2))}
+    )
+    with torch.inference_mode():
+        expected = model(torch.from_numpy(example.transpose(0, 3, 1, 2).copy())).numpy()
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
