@@ -1,0 +1,184 @@
+"""Trains a recipe by `isthmus train`'s own loop and by a bare one, epoch by epoch in turns, and prints JSON.
+
+python benchmarks/training_worker.py speed RECIPE HOME EPOCHS [KEY=VALUE …]     (or under torchrun)
+python benchmarks/training_worker.py first-step bare|isthmus RECIPE HOME [KEY=VALUE …]
+
+The bare loop is what one would write down: the same timm model, loader and optimizer, timm's moving average, the same
+criterion, and nothing else. `first-step` gives the seconds from the start of the process to the end of the first step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from isthmus.cli import recipe as recipes
+
+
+def main(what: str, *arguments: str) -> None:
+    """Does one of the two and prints the answer on the last line, in a distributed run on rank 0."""
+    if what == "first-step":
+        print(json.dumps(first_step(*arguments)))
+    else:
+        speed(*arguments)
+
+
+def read(recipe: str, *assignments: str) -> Any:
+    """The recipe with `KEY=VALUE`s on top."""
+    overrides = dict(recipes.parse_assignment(text) for text in assignments)
+    return recipes.load(Path(recipe), overrides=overrides)
+
+
+class BareLoop:
+    """Model, loader, optimizer, criterion and moving average, as a short script has them."""
+
+    def __init__(self, recipe: Any, data: Any, *, world_size: int = 1) -> None:
+        import timm
+        import torch
+        from timm.optim import create_optimizer_v2
+        from timm.task import ClassificationTask
+        from timm.utils import ModelEmaV3
+
+        from isthmus.training import loaders
+        from isthmus.training.model import create_model, data_config
+
+        train = recipe.train
+        if train.threads is not None:
+            torch.set_num_threads(train.threads)
+        assert timm
+        self.model = create_model(recipe.model, num_classes=len(data.classes))
+        preprocessing = data_config(self.model, recipe.model)
+        if train.channels_last:
+            self.model = self.model.to(memory_format=torch.channels_last)
+        self.ema = ModelEmaV3(self.model, decay=train.ema_decay)
+        if world_size > 1:
+            self.model = torch.nn.parallel.DistributedDataParallel(self.model)
+        self.channels_last = train.channels_last
+        self.optimizer = create_optimizer_v2(
+            self.model, opt=train.optimizer, lr=train.lr, weight_decay=train.weight_decay
+        )
+        arguments = {"loss_type": None, "smoothing": train.smoothing}
+        self.criterion = ClassificationTask(
+            torch.nn.Identity(), criterion_kwargs=arguments, verbose=False
+        ).criterion
+        images = loaders.dataset(data, "train")
+        self.labels = images.reader.labels()
+        self.loader = loaders.train_loader(
+            images,
+            preprocessing=preprocessing,
+            config=train,
+            device=torch.device("cpu"),
+            world_size=world_size,
+        )
+
+    def epoch(self) -> dict[str, float]:
+        """{"images_per_second" of this process, "waiting": share of the time in which it waits for a batch}."""
+        self.model.train()
+        started = last = time.perf_counter()
+        waited, seen = 0.0, 0
+        for images, numbers in self.loader:
+            waited += time.perf_counter() - last
+            self.step(images, numbers)
+            seen += len(numbers)
+            last = time.perf_counter()
+        seconds = time.perf_counter() - started
+        return {"images_per_second": seen / seconds, "waiting": waited / seconds}
+
+    def step(self, images: Any, numbers: Any) -> None:
+        """One update."""
+        import torch
+
+        if self.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        loss = self.criterion(self.model(images), self.labels[numbers])
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.ema.update(self.model)
+        loss.item()
+
+
+def speed(recipe_file: str, home: str, epochs: str, *assignments: str) -> None:
+    """Images a second of both, epoch by epoch."""
+    from isthmus.training.data import prepare
+    from isthmus.training.distributed import joined
+    from isthmus.training.fit import Fit
+    from isthmus.training.unfinished import Progress, Unfinished
+
+    recipe = read(recipe_file, *assignments)
+    train = dataclasses.replace(recipe.train, epochs=int(epochs))
+    data = prepare(recipe.data, home=Path(home))
+    turns: list[dict[str, float]] = []
+    with joined("cpu") as world, tempfile.TemporaryDirectory() as folder:
+        fit = Fit(model=recipe.model, train=train, data=data, world=world)
+        bare = BareLoop(recipe, data, world_size=world.size)
+
+        def report(_: int, metrics: dict[str, float]) -> None:
+            told = bare.epoch()
+            speeds = world.gather(told["images_per_second"])
+            turns.append(
+                {
+                    "isthmus": metrics["images_per_second"],
+                    "bare": sum(speeds),
+                    "waiting": told["waiting"],
+                }
+            )
+
+        unfinished = Unfinished(folder=Path(folder) / "states", keep=train.keep_states)
+
+        def save(progress: Progress) -> None:
+            if world.is_first:
+                unfinished.save(fit.task, fit.optimizer, fit.scaler, progress)
+
+        fit.run(Progress(), save=save, report=report)
+        if world.is_first:
+            # The first epochs warm up.
+            print(json.dumps(turns[1:]))
+
+
+def first_step(which: str, recipe_file: str, home: str, *assignments: str) -> dict[str, float]:
+    """{"seconds"} from the start of this process."""
+    recipe = read(recipe_file, *assignments)
+    if which == "bare":
+        from isthmus.training.data import prepare
+
+        bare = BareLoop(recipe, prepare(recipe.data, home=Path(home)))
+        bare.model.train()
+        bare.step(*next(iter(bare.loader)))
+        return {"seconds": time.time() - psutil.Process().create_time()}
+    from isthmus.training import loop, train
+
+    class Reached(BaseException):
+        """The first step is over."""
+
+    step = loop.Trainer.step
+
+    def once(self: loop.Trainer, *arguments: Any, **keywords: Any) -> Any:
+        step(self, *arguments, **keywords)
+        raise Reached
+
+    loop.Trainer.step = once  # type: ignore[method-assign]
+    try:
+        train.train(
+            name=recipe.name,
+            data=recipe.data,
+            model=recipe.model,
+            train=recipe.train,
+            home=Path(home),
+            recipe=recipe.to_dict(),
+            force=True,
+        )
+    except Reached:
+        return {"seconds": time.time() - psutil.Process().create_time()}
+    raise AssertionError("no step was made")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
