@@ -7,13 +7,18 @@ importable later.
 """
 
 import importlib
+import os
 import sys
 
 __all__ = ["import_tensorflow"]
 
 
 def import_tensorflow() -> None:
-    """Import tensorflow into this process; call it before anything else does."""
+    """Import tensorflow into this process; call it before anything else does.
+
+    Its C++ loader would tell every step of every load on stderr; what is worth a line, the server says itself.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
     if "keras" in sys.modules:
         importlib.import_module("tensorflow")
         return

@@ -16,20 +16,26 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.dataset as ds
 import pytest
 import tensorflow as tf
+from google.protobuf import json_format
 from PIL import Image
 from tfx.components.statistics_gen import executor as statistics_gen
 from tfx.dsl.components.base import base_beam_executor
 from tfx.types import standard_artifacts
 
-from isthmus.tfx_pipeline import image_example_gen
+from isthmus.lineage.files import canonical_json
+from isthmus.tfx_pipeline import evaluator, image_example_gen
 from isthmus.tfx_pipeline.beam_options import beam_args, engine_args
+from isthmus.tfx_pipeline.champion_resolver import HAS_MODEL
+from isthmus.tfx_pipeline.config import EvaluationGate
+from isthmus.tfx_pipeline.predict import predict
 
 LABELS = ["blue", "green", "red"]
 
@@ -219,6 +225,78 @@ def numbers_of(folder: Path) -> dict[str, Any]:
         )
         for feature in statistics.datasets[0].features
     }
+
+
+@pytest.mark.slow
+def test_the_same_evaluation_as_in_memory(
+    engine: Any,
+    examples: Any,
+    make_model: Callable[..., Any],
+    artifact_at: Callable[..., Any],
+    tmp_path: Path,
+) -> None:
+    """Candidate against champion, slices included: models, extractors and combiners travel to the workers."""
+    _, _, args = engine()
+    gate = EvaluationGate(min_accuracy=0.2, max_accuracy_drop=0.05, min_slice_images=10)
+    champion = make_model()
+    champion.set_int_custom_property(HAS_MODEL, 1)
+    found = {}
+    for name, options in (("here", HERE), ("elsewhere", args)):
+        outputs = {
+            "evaluation": artifact_at(standard_artifacts.ModelEvaluation, tmp_path / name / "evaluation"),
+            "blessing": artifact_at(standard_artifacts.ModelBlessing, tmp_path / name / "blessing"),
+        }
+        run_beam(
+            evaluator.Executor,
+            options,
+            {"examples": examples, "model": make_model(quality="bad"), "baseline_model": champion},
+            outputs,
+            {
+                "eval_config": json_format.MessageToJson(evaluator.eval_config(gate)),
+                "example_splits": '["test"]',
+                "gate": canonical_json(asdict(gate)),
+            },
+        )
+        evaluation, blessing = outputs["evaluation"], outputs["blessing"]
+        found[name] = (
+            evaluator.read_evaluation(evaluation),
+            evaluator.refusals(evaluation),
+            blessing.get_int_custom_property("blessed"),
+        )
+    assert found["elsewhere"] == found["here"]
+    evaluation, reasons, blessed = found["elsewhere"]
+    assert blessed == 0
+    assert "lower than the champion's" in reasons[0]
+    assert (evaluation.whole.num_images, len(evaluation.slices)) == (30, 5)
+
+
+@pytest.mark.slow
+def test_the_same_predictions_as_in_memory(
+    engine: Any, make_bundle: Callable[..., Path], shared_images: Path, tmp_path: Path
+) -> None:
+    _, _, args = engine()
+    tables = {
+        name: ds.dataset(
+            predict(
+                model=str(make_bundle() / "saved_model"),
+                data=str(shared_images),
+                output=tmp_path / name,
+                home=tmp_path / "home",
+                shard_size=20,
+                batch_size=8,
+                further_beam_args=tuple(options),
+            ).output,
+            format="parquet",
+        )
+        .to_table()
+        .sort_by("path")
+        .to_pylist()
+        for name, options in (("here", []), ("elsewhere", args))
+    }
+    assert len(tables["here"]) == len(list(shared_images.rglob("*.png"))) > 20
+    for here, elsewhere in zip(tables["here"], tables["elsewhere"], strict=True):
+        assert elsewhere.pop("probabilities") == pytest.approx(here.pop("probabilities"), rel=1e-5)
+        assert elsewhere == here
 
 
 _CLIENT = """
