@@ -192,7 +192,7 @@ class CSession:
                     *(None, 0, None, status.pointer),
                 )
                 status.check()
-            return [_array(pointer) for pointer in answers]
+            return [_array(pointer) for pointer in answers if pointer]
         finally:
             for pointer in (*given, *answers):
                 if pointer:

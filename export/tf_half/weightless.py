@@ -103,7 +103,7 @@ def trace(logits_fn: LogitsFn, *, height: int, width: int) -> Weightless:
 
 def _moved_to_variables(graph: graph_pb2.GraphDef) -> dict[str, tf.Variable]:
     """Name of a tensor -> the variable that has its value from now on; the graph loses it, in place."""
-    moved = {}
+    moved: dict[str, tf.Variable] = {}
     for node in _chosen(graph):
         tensor = node.attr["value"].tensor
         # The name is seen in the checkpoint of a SavedModel that a v1 session writes, and has to be unique.
@@ -125,7 +125,8 @@ def _chosen(graph: graph_pb2.GraphDef) -> list[node_def_pb2.NodeDef]:
     def is_folded(reader: node_def_pb2.NodeDef) -> bool:
         return all(name.split(":")[0] in constant for name in reader.input)
 
-    movable, filters = [], []
+    movable: list[node_def_pb2.NodeDef] = []
+    filters: list[node_def_pb2.NodeDef] = []
     for name, node in large.items():
         if node.attr["dtype"].type not in _VARIABLE_TYPES or any(map(is_folded, readers[name])):
             continue
