@@ -1,6 +1,6 @@
 """The whole path, as a user runs it: how long, how much memory, how accurate, and what a second run does.
 
-python benchmarks/path.py [--seeds 3]
+python benchmarks/path.py [--seeds 5]
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ STAGES = ("train", "export", "pipeline")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=5)
     seeds = parser.parse_args().seeds
     with tempfile.TemporaryDirectory() as folder:
         store = Path(folder)
