@@ -12,6 +12,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -89,14 +90,41 @@ def mlflow_serve(model: Path, image: bytes, folder: Path) -> Iterator[tuple[psut
 
 
 @contextmanager
-def _server(command: list[str], port: int, env: dict[str, str], cwd: Path) -> Iterator[psutil.Process]:
+def bentoml_serve(model: Path, image: bytes) -> Iterator[tuple[psutil.Process, HttpSender]]:
+    """`bentoml serve` in an environment of its own: no version of the last years resolves beside ours."""
+    port, home = _free_port(), ROOT / "build/bentoml"
+    if not (home / "bin/bentoml").exists():
+        uv, python = Path(sys.executable).with_name("uv"), sys.version_info
+        versions = [f"tensorflow=={version('tensorflow')}", "bentoml"]
+        for step in (
+            ("venv", f"--python={python.major}.{python.minor}", home),
+            ("pip", "install", f"--python={home}/bin/python", *versions),
+        ):
+            subprocess.run([uv, "--quiet", *step], check=True)
+    command = [
+        f"{home}/bin/bentoml",
+        "serve",
+        "bento_service:Classifier",
+        f"--port={port}",
+        "--host=127.0.0.1",
+    ]
+    body = json.dumps({"images": [base64.b64encode(image).decode()]})
+    told = {"MODEL": str(model), "BENTOML_DO_NOT_TRACK": "True", "PATH": f"{home}/bin:{os.environ['PATH']}"}
+    with _server(command, port, told, ROOT / "benchmarks", health="/readyz") as process:
+        yield process, HttpSender(port, "/predict", body.encode())
+
+
+@contextmanager
+def _server(
+    command: list[str], port: int, env: dict[str, str], cwd: Path, *, health: str = "/ping"
+) -> Iterator[psutil.Process]:
     process = subprocess.Popen(
         command, cwd=cwd, env={**_ENV, **env}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     family = psutil.Process(process.pid)
     try:
         deadline = time.monotonic() + 180
-        while not _answers(port):
+        while not _answers(port, health):
             if process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"{' '.join(map(str, command))} did not start")
             time.sleep(0.2)
@@ -110,9 +138,9 @@ def _server(command: list[str], port: int, env: dict[str, str], cwd: Path) -> It
         process.wait()
 
 
-def _answers(port: int) -> bool:
+def _answers(port: int, health: str) -> bool:
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/ping", timeout=2) as response:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{health}", timeout=2) as response:
             return bool(response.status == 200)
     except OSError:
         return False

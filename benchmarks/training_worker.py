@@ -79,17 +79,19 @@ class BareLoop:
         )
 
     def epoch(self) -> dict[str, float]:
-        """{"images_per_second" of this process, "waiting": share of the time in which it waits for a batch}."""
+        """{"images_per_second" of this process, "starting" and "waiting": shares of the time in which it waits for the
+        first batch, which starts the loader's workers, and for later ones}."""
         self.model.train()
         started = last = time.perf_counter()
-        waited, seen = 0.0, 0
+        waits, seen = [], 0
         for images, numbers in self.loader:
-            waited += time.perf_counter() - last
+            waits.append(time.perf_counter() - last)
             self.step(images, numbers)
             seen += len(numbers)
             last = time.perf_counter()
         seconds = time.perf_counter() - started
-        return {"images_per_second": seen / seconds, "waiting": waited / seconds}
+        shares = {"starting": waits[0] / seconds, "waiting": sum(waits[1:]) / seconds}
+        return {"images_per_second": seen / seconds, **shares}
 
     def step(self, images: Any, numbers: Any) -> None:
         """One update."""
@@ -114,9 +116,9 @@ def speed(recipe_file: str, home: str, epochs: str, *assignments: str) -> None:
 
     recipe = read(recipe_file, *assignments)
     train = dataclasses.replace(recipe.train, epochs=int(epochs))
-    data = prepare(recipe.data, home=Path(home))
     turns: list[dict[str, float]] = []
     with joined("cpu") as world, tempfile.TemporaryDirectory() as folder:
+        data = world.share(prepare(recipe.data, home=Path(home)) if world.is_first else None)
         fit = Fit(model=recipe.model, train=train, data=data, world=world)
         bare = BareLoop(recipe, data, world_size=world.size)
 
@@ -127,6 +129,7 @@ def speed(recipe_file: str, home: str, epochs: str, *assignments: str) -> None:
                 {
                     "isthmus": metrics["images_per_second"],
                     "bare": sum(speeds),
+                    "starting": told["starting"],
                     "waiting": told["waiting"],
                 }
             )

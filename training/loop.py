@@ -147,8 +147,10 @@ class Trainer:
     def _backward(self, loss: torch.Tensor, *, last: bool) -> None:
         from timm.utils import dispatch_clip_grad
 
-        # Adaptive clipping leaves the classifier out, as its authors do.
-        parameters = self.task.get_clip_parameters(exclude_head=self.clip_mode == "agc")
+        parameters = None
+        if self.clip_grad is not None:
+            # Adaptive clipping leaves the classifier out, as its authors do.
+            parameters = self.task.get_clip_parameters(exclude_head=self.clip_mode == "agc")
         if self.scaler is not None:
             self.scaler(
                 loss,

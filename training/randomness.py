@@ -21,7 +21,8 @@ def seed_for(
     batch: int = 0,
     rank: int = 0,
 ) -> None:
-    """Seed Python's, NumPy's, torch's and CUDA's generators of this process from a position in the run."""
+    """Seed Python's, NumPy's, torch's and, once it is in use, CUDA's generators of this process from a position in
+    the run."""
     import numpy as np
     import torch
 
@@ -29,4 +30,7 @@ def seed_for(
     value = int.from_bytes(hashlib.blake2b(place, digest_size=4).digest(), "big")
     random.seed(value)
     np.random.seed(value)
-    torch.manual_seed(value)
+    # Not torch.manual_seed: for a CUDA that nobody has used yet it keeps the call and its stack, 0.7 ms each time.
+    torch.default_generator.manual_seed(value)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(value)
