@@ -36,7 +36,7 @@ from serving_load import (
     requests_per_second,
     rest_sender,
 )
-from serving_servers import BareCall, mlflow_serve, plain_fastapi
+from serving_servers import BareCall, bentoml_serve, mlflow_serve, plain_fastapi
 from sklearn.datasets import load_sample_images
 
 from isthmus.serving.process import ServerProcess
@@ -263,6 +263,7 @@ def comparison(models: dict[str, Path], image: Path, folder: Path, rounds: int) 
             packed = folder / f"packed-{name}"
             packed.mkdir()
             servers["mlflow models serve"] = stack.enter_context(mlflow_serve(model, data, packed))
+            servers["BentoML"] = stack.enter_context(bentoml_serve(model, data))
             measured = alternate(
                 min(rounds, 3),
                 *(

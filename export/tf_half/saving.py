@@ -83,7 +83,7 @@ def save(
             manifest_file=staging / MANIFEST_FILE,
         )
         tf.saved_model.save(model, str(staging / "model"), signatures=model.signatures())
-        _finish(staging / "model", lowered)
+        _finish(staging / "model")
         extra = staging / "model" / EXTRA_ASSETS
         extra.mkdir()
         warmup.write(
@@ -114,8 +114,8 @@ def _check_logits(logits: Any, labels: Sequence[str]) -> None:
         )
 
 
-def _finish(folder: Path, lowered: weightless.Weightless) -> None:
-    """Name the classify method, take out what differs between runs or is of no use, put the weights in."""
+def _finish(folder: Path) -> None:
+    """Name the classify method, take out what differs between runs or is of no use."""
     file = folder / GRAPH_FILE
     saved = saved_model_pb2.SavedModel.FromString(file.read_bytes())
     for meta_graph in saved.meta_graphs:
@@ -127,7 +127,6 @@ def _finish(folder: Path, lowered: weightless.Weightless) -> None:
             name = function.signature.name
             if not name.startswith("__inference_") or name.startswith(f"__inference_{decoding.SHARED}"):
                 _shorten_names(function)
-    lowered.restore(saved)
     file.write_bytes(saved.SerializeToString(deterministic=True))
     (folder / "fingerprint.pb").unlink(missing_ok=True)
 
