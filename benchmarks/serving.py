@@ -43,6 +43,7 @@ from isthmus.serving.process import ServerProcess
 
 LARGE, TINY = "mobilenetv3_large_100", "test_resnet"
 BATCHES = (1, 2, 4, 8, 16, 32)
+CLIENTS = 32
 Row = tuple[str, str, str, str]
 
 
@@ -165,20 +166,24 @@ def batching_rows(model: Path, image: Path, base: Path, rounds: int) -> list[Row
         stack.callback(bare.close)
         speeds = {size: bare.images_per_second(size, 1.5) for size in BATCHES}
         best = max(speeds, key=lambda size: speeds[size])
+        # Of the clients a quarter each: two batches are computed while two fill. A larger one would be padded.
+        size = max((size for size in BATCHES if size <= CLIENTS // 4), key=lambda size: speeds[size])
         base.mkdir()
         parameters = base / "batching.config"
-        parameters.write_text(batching_file(best))
+        parameters.write_text(batching_file(size))
         flags = ("--enable_batching", f"--batching_parameters_file={parameters}")
         server = stack.enter_context(served(model, base / "model", *flags))
         measured = alternate(
             rounds,
             lambda: bare.images_per_second(best, 3),
-            lambda: requests_per_second(lambda: GrpcSender(server.grpc_port, data), clients=32, seconds=3),
+            lambda: requests_per_second(
+                lambda: GrpcSender(server.grpc_port, data), clients=CLIENTS, seconds=3
+            ),
         )
     bare_rate, rate = (statistics.median(column) for column in measured)
     return [
         (
-            f"{LARGE}: throughput in batches, 32 clients ÷ bare call at its best batch ({best})",
+            f"{LARGE}: throughput in batches of {size}, {CLIENTS} clients ÷ bare call at its best batch ({best})",
             f"{ratio(measured[1], measured[0]):.2f}",
             "≥ 0.9",
             f"{rate:.0f} ÷ {bare_rate:.0f} images a second",
