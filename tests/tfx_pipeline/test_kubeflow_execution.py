@@ -7,7 +7,6 @@ Kubeflow's cache does) and ends in one line that says why it was not pushed.
 from __future__ import annotations
 
 import copy
-import importlib.util
 import json
 import logging
 import os
@@ -21,18 +20,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import ir_executor
 import pytest
 import yaml
 
 from isthmus.lineage import registry, tracking
 from isthmus.tfx_pipeline import remote
-
-_spec = importlib.util.spec_from_file_location("ir_executor", Path(__file__).with_name("ir_executor.py"))
-assert _spec is not None
-ir_executor = importlib.util.module_from_spec(_spec)
-sys.modules["ir_executor"] = ir_executor
-assert _spec.loader is not None
-_spec.loader.exec_module(ir_executor)
 
 ROOT = "s3://models/team"
 RECIPE = {

@@ -16,28 +16,29 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow.dataset as ds
 import pytest
 import tensorflow as tf
-from google.protobuf import json_format
-from PIL import Image
+from beam_runs import (
+    HERE,
+    about,
+    evaluated,
+    example_gen_properties,
+    examples_at,
+    images_below,
+    numbers_of,
+    predictions,
+    records,
+    run_beam,
+)
 from tfx.components.statistics_gen import executor as statistics_gen
-from tfx.dsl.components.base import base_beam_executor
 from tfx.types import standard_artifacts
 
-from isthmus.lineage.files import canonical_json
-from isthmus.tfx_pipeline import evaluator, image_example_gen
-from isthmus.tfx_pipeline.beam_options import beam_args, engine_args
-from isthmus.tfx_pipeline.champion_resolver import HAS_MODEL
-from isthmus.tfx_pipeline.config import EvaluationGate
-from isthmus.tfx_pipeline.predict import predict
-
-LABELS = ["blue", "green", "red"]
+from isthmus.tfx_pipeline import image_example_gen
+from isthmus.tfx_pipeline.beam_options import engine_args
 
 
 @dataclass
@@ -120,65 +121,6 @@ def engine(tmp_path: Path) -> Iterator[Callable[[], tuple[Process, Process, list
         process.stop()
 
 
-def run_beam(
-    executor_class: Any, args: list[str], inputs: Any, outputs: Any, properties: dict[str, Any]
-) -> None:
-    """Run a Beam component's executor with these options."""
-    context = base_beam_executor.BaseBeamExecutor.Context(beam_pipeline_args=args)
-    for artifact in outputs.values():
-        Path(artifact.uri).mkdir(parents=True, exist_ok=True)
-    executor_class(context).Do(
-        {k: [v] for k, v in inputs.items()}, {k: [v] for k, v in outputs.items()}, properties
-    )
-
-
-def records(folder: Path) -> list[bytes]:
-    """Every record below a folder, sorted: how they are spread over files is the runner's business."""
-    found = []
-    for file in sorted(folder.glob("data_tfrecord*")):
-        found += [bytes(record) for record in tf.data.TFRecordDataset(str(file), "GZIP").as_numpy_iterator()]
-    return sorted(found)
-
-
-def images_below(root: Path, num_per_class: int) -> Path:
-    """Tiny images, all different, in every split and class."""
-    random = np.random.default_rng(3)
-    for split in ("train", "val", "test"):
-        for label in LABELS:
-            folder = root / split / label
-            folder.mkdir(parents=True)
-            for number in range(num_per_class):
-                pixels = random.integers(0, 255, (8, 8, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(folder / f"{number:04d}.png")
-    return root
-
-
-def example_gen_properties(root: Path) -> dict[str, Any]:
-    """ImageExampleGen's parameters for a folder with its own splits."""
-    from isthmus.tfx_pipeline.sources import Source
-
-    source = Source(pattern=str(root), path=str(root), kind="folder")
-    return {
-        "input_base": source.pattern,
-        "source": json.dumps(source.properties()),
-        "splits": json.dumps(["train", "val", "test"]),
-        "labels": json.dumps(LABELS),
-        "fingerprint": "f",
-        "code": "c",
-    }
-
-
-def examples_at(uri: Path) -> Any:
-    """An Examples artifact with the three splits."""
-    examples = standard_artifacts.Examples()
-    examples.uri = str(uri)
-    examples.splits = ["train", "val", "test"]
-    return examples
-
-
-HERE = beam_args(workers=1)
-
-
 @pytest.mark.slow
 def test_the_same_examples_and_statistics_as_in_memory(engine: Any, tmp_path: Path) -> None:
     root = images_below(tmp_path / "images", 20)
@@ -212,21 +154,6 @@ def test_the_same_examples_and_statistics_as_in_memory(engine: Any, tmp_path: Pa
     assert pool.process.poll() is None
 
 
-def numbers_of(folder: Path) -> dict[str, Any]:
-    """{feature: (records that have it, mean)} of a split's statistics."""
-    import tensorflow_data_validation as tfdv
-
-    statistics = tfdv.load_stats_binary(str(folder / "FeatureStats.pb"))
-    return {
-        feature.path.step[0]: (
-            feature.num_stats.common_stats.num_non_missing
-            or feature.string_stats.common_stats.num_non_missing,
-            pytest.approx(feature.num_stats.mean),
-        )
-        for feature in statistics.datasets[0].features
-    }
-
-
 @pytest.mark.slow
 def test_the_same_evaluation_as_in_memory(
     engine: Any,
@@ -237,34 +164,12 @@ def test_the_same_evaluation_as_in_memory(
 ) -> None:
     """Candidate against champion, slices included: models, extractors and combiners travel to the workers."""
     _, _, args = engine()
-    gate = EvaluationGate(min_accuracy=0.2, max_accuracy_drop=0.05, min_slice_images=10)
-    champion = make_model()
-    champion.set_int_custom_property(HAS_MODEL, 1)
-    found = {}
-    for name, options in (("here", HERE), ("elsewhere", args)):
-        outputs = {
-            "evaluation": artifact_at(standard_artifacts.ModelEvaluation, tmp_path / name / "evaluation"),
-            "blessing": artifact_at(standard_artifacts.ModelBlessing, tmp_path / name / "blessing"),
-        }
-        run_beam(
-            evaluator.Executor,
-            options,
-            {"examples": examples, "model": make_model(quality="bad"), "baseline_model": champion},
-            outputs,
-            {
-                "eval_config": json_format.MessageToJson(evaluator.eval_config(gate)),
-                "example_splits": '["test"]',
-                "gate": canonical_json(asdict(gate)),
-            },
-        )
-        evaluation, blessing = outputs["evaluation"], outputs["blessing"]
-        found[name] = (
-            evaluator.read_evaluation(evaluation),
-            evaluator.refusals(evaluation),
-            blessing.get_int_custom_property("blessed"),
-        )
-    assert found["elsewhere"] == found["here"]
-    evaluation, reasons, blessed = found["elsewhere"]
+    here, elsewhere = (
+        evaluated(options, examples, make_model, artifact_at, tmp_path / name)
+        for name, options in (("here", HERE), ("elsewhere", args))
+    )
+    assert elsewhere == here
+    evaluation, reasons, blessed = elsewhere
     assert blessed == 0
     assert "lower than the champion's" in reasons[0]
     assert (evaluation.whole.num_images, len(evaluation.slices)) == (30, 5)
@@ -275,28 +180,12 @@ def test_the_same_predictions_as_in_memory(
     engine: Any, make_bundle: Callable[..., Path], shared_images: Path, tmp_path: Path
 ) -> None:
     _, _, args = engine()
-    tables = {
-        name: ds.dataset(
-            predict(
-                model=str(make_bundle() / "saved_model"),
-                data=str(shared_images),
-                output=tmp_path / name,
-                home=tmp_path / "home",
-                shard_size=20,
-                batch_size=8,
-                further_beam_args=tuple(options),
-            ).output,
-            format="parquet",
-        )
-        .to_table()
-        .sort_by("path")
-        .to_pylist()
+    here, elsewhere = (
+        predictions(options, make_bundle() / "saved_model", shared_images, tmp_path / name)
         for name, options in (("here", []), ("elsewhere", args))
-    }
-    assert len(tables["here"]) == len(list(shared_images.rglob("*.png"))) > 20
-    for here, elsewhere in zip(tables["here"], tables["elsewhere"], strict=True):
-        assert elsewhere.pop("probabilities") == pytest.approx(here.pop("probabilities"), rel=1e-5)
-        assert elsewhere == here
+    )
+    assert len(here) == len(list(shared_images.rglob("*.png"))) > 20
+    assert elsewhere == about(here)
 
 
 _CLIENT = """
