@@ -3,7 +3,8 @@
 python benchmarks/precision.py [--models resnet50 …]
 
 Randomised weights (as `isthmus export --coverage` makes them): right for latency and size; their distances are far
-larger than a trained model's. One process measures everything of one model, two calls of each in turn; the minimum counts.
+larger than a trained model's. One process measures everything of one model, two calls of each in turn; the minimum
+counts.
 """
 
 from __future__ import annotations
