@@ -16,6 +16,23 @@ if TYPE_CHECKING:
 
 RUNNERS = ("local", "kubeflow", "vertex")
 
+#: What only a cluster has a use for.
+OPTIONS = (
+    "compile_only",
+    "submit",
+    "image",
+    "root",
+    "endpoint",
+    "project",
+    "region",
+    "service_account",
+    "experiment",
+    "schedule",
+    "no_cache",
+    "beam",
+    "beam_endpoint",
+)
+
 
 def place(text: str) -> str | Path:
     """A URI stays text; anything else is a path."""
@@ -57,6 +74,18 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         help="give Beam's work to an engine (pipeline.beam_args)",
     )
     group.add_argument("--beam-endpoint", metavar="HOST:PORT", help="Beam's job server of flink or spark")
+
+
+def refuse_options(arguments: argparse.Namespace) -> None:
+    """Refuse what only a cluster has a use for: without it, a pipeline that was to be compiled would be run and pushed.
+
+    Raises:
+        UsageError: One of them was given with the runner local.
+    """
+    given = [name for name in OPTIONS if getattr(arguments, name) not in (None, False)]
+    if given:
+        options = " and ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise UsageError(f"{options}: only for a cluster; add --runner kubeflow or --runner vertex")
 
 
 def run(arguments: argparse.Namespace) -> int:

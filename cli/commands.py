@@ -13,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from isthmus.cli import cluster
 from isthmus.cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -68,9 +69,8 @@ def export(arguments: argparse.Namespace) -> int:
 def pipeline(arguments: argparse.Namespace) -> int:
     """`isthmus pipeline`: a pushed and registered version from a bundle; here, or on a cluster."""
     if arguments.runner != "local":
-        from isthmus.cli.cluster import run as run_on_cluster
-
-        return run_on_cluster(arguments)
+        return cluster.run(arguments)
+    cluster.refuse_options(arguments)
     from isthmus.cli.console import routed
     from isthmus.cli.data import images
     from isthmus.tfx_pipeline.run import run_local

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import pytest
 
-from isthmus.cli.cluster import place
+from isthmus.cli.cluster import OPTIONS, add_arguments, place
 from isthmus.cli.main import main
 
 KUBEFLOW = ["--runner", "kubeflow", "--image", "registry.example/isthmus:1"]
@@ -68,6 +69,34 @@ def test_compiling_and_submitting_exclude_each_other(capsys: pytest.CaptureFixtu
         main(["pipeline", *KUBEFLOW, "--submit", "--compile-only", "x.json"])
     assert raised.value.code == 2
     assert "not allowed with argument --submit" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options"),
+    [
+        (["--compile-only", "p.json"], "--compile-only"),
+        (["--submit", "--schedule", "0 3 * * *"], "--submit and --schedule"),
+        (["--no-cache", "--runner", "local"], "--no-cache"),
+        (["--beam", "flink", "--beam-endpoint", "flink:8099"], "--beam and --beam-endpoint"),
+        (
+            ["--image", "x", "--root", "gs://b/x", "--service-account", "a"],
+            "--image and --root and --service-account",
+        ),
+    ],
+)
+def test_nothing_runs_here_where_a_cluster_was_meant(
+    arguments: list[str], options: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["pipeline", *arguments, "--home", str(tmp_path / "home")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"error: {options}: only for a cluster; add --runner kubeflow or --runner vertex"
+    assert not (tmp_path / "home").exists()
+
+
+def test_every_option_of_a_cluster_is_refused_without_one() -> None:
+    command = argparse.ArgumentParser()
+    add_arguments(command)
+    assert {*OPTIONS, "runner"} == set(vars(command.parse_args([])))
 
 
 def test_a_uri_is_no_path() -> None:
