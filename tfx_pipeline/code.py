@@ -9,15 +9,23 @@ from isthmus.lineage.files import sha256_text
 from isthmus.lineage.source import code_digest
 
 _PIPELINE = "isthmus.tfx_pipeline"
-_READS_MODEL = (f"{_PIPELINE}.artifacts", f"{_PIPELINE}.model_artifact", "isthmus.export.bundle")
+_READS_MODEL = (
+    f"{_PIPELINE}.artifacts",
+    f"{_PIPELINE}.model_artifact",
+    "isthmus.export.bundle",
+    "isthmus.export.config",
+    "isthmus.export.reference",
+    "isthmus.lineage.files",
+)
 _MEASURES = (
     *_READS_MODEL,
     f"{_PIPELINE}.parity_validator",
+    "isthmus.export.arithmetic",
     "isthmus.export.parity",
-    "isthmus.export.reference",
 )
 
-#: {component: modules and packages}.
+#: {component: modules and packages}; a test holds them against what these modules import. What a component reads of
+#: another's artifacts is not its own: new code there makes new artifacts.
 CODE = {
     "ImageExampleGen": (
         f"{_PIPELINE}.image_example_gen",
@@ -28,6 +36,8 @@ CODE = {
         f"{_PIPELINE}.example_bytes",
         f"{_PIPELINE}.listing",
         f"{_PIPELINE}.spans",
+        "isthmus.lineage.files",
+        "isthmus.lineage.places",
         "isthmus.lineage.splits",
     ),
     "ExampleValidator": (
@@ -35,11 +45,23 @@ CODE = {
         f"{_PIPELINE}.anomalies",
         f"{_PIPELINE}.distances",
     ),
-    "DataReport": (f"{_PIPELINE}.data_report", f"{_PIPELINE}.report_page", f"{_PIPELINE}.anomalies"),
-    "BundleImporter": (f"{_PIPELINE}.bundle_importer", "isthmus.export.bundle"),
+    "DataReport": (
+        f"{_PIPELINE}.data_report",
+        f"{_PIPELINE}.report_page",
+        f"{_PIPELINE}.anomalies",
+        f"{_PIPELINE}.artifacts",
+    ),
+    "BundleImporter": (
+        f"{_PIPELINE}.bundle_importer",
+        f"{_PIPELINE}.remote",
+        "isthmus.export.bundle",
+        "isthmus.lineage.files",
+        "isthmus.lineage.places",
+    ),
     "ParityValidator": _MEASURES,
     "ChampionResolver": (f"{_PIPELINE}.champion_resolver", f"{_PIPELINE}.registered_model"),
     "Evaluator": (
+        *_READS_MODEL,
         f"{_PIPELINE}.evaluator",
         f"{_PIPELINE}.evaluation_tally",
         f"{_PIPELINE}.evaluation_plots",
