@@ -24,7 +24,7 @@ from isthmus.lineage.files import canonical_json
 from isthmus.tfx_pipeline.errors import PipelineError
 from isthmus.tfx_pipeline.image_items import SERVING
 from isthmus.tfx_pipeline.ingest import Rules, examples_and_findings
-from isthmus.tfx_pipeline.spans import resolve
+from isthmus.tfx_pipeline.spans import Resolved, has_specs, resolve
 
 REPORT_FILE = "report.json"
 FINGERPRINT = "input_fingerprint"
@@ -50,7 +50,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         (artifact,) = output_dict["examples"]
         splits = json.loads(exec_properties["splits"])
         source = json.loads(exec_properties["source"])
-        read = resolve(exec_properties["input_base"], span=source["span"], version=source["version"])
+        read = _read(exec_properties["input_base"], span=source["span"], version=source["version"])
         artifact.splits, artifact.span, artifact.version = splits, read.span, read.version
         findings_file = os.path.join(artifact.uri, "findings.jsonl")
         with self._make_beam_pipeline() as pipeline:
@@ -92,6 +92,16 @@ def named(rejected: list[dict[str, str]], total: int) -> str:
     """The first few files of a list, with their reasons, and how many more there are."""
     listed = "; ".join(f"{line['file']} ({line['reason']})" for line in rejected[:_NAMED])
     return listed + (f"; and {total - _NAMED} more" if total > _NAMED else "")
+
+
+def _read(pattern: str, *, span: int | None, version: int | None) -> Resolved:
+    """Where the images are: of a pattern the span and version that are asked for, or the latest.
+
+    A folder that was uploaded for a cluster has no specs any more: its numbers are those it was found with.
+    """
+    if not has_specs(pattern):
+        return Resolved(path=pattern, span=span or 0, version=version or 0)
+    return resolve(pattern, span=span, version=version)
 
 
 def _rules(source: dict[str, Any], exec_properties: dict[str, Any]) -> Rules:

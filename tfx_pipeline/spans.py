@@ -65,6 +65,11 @@ def resolve(pattern: str, *, span: int | None = None, version: int | None = None
     return of_span[max(of_span) if version is None else version]
 
 
+def has_specs(pattern: str) -> bool:
+    """Whether a pattern leaves something to find."""
+    return _SPEC.search(pattern) is not None
+
+
 def _check(pattern: str, names: list[str], *, span: int | None, version: int | None) -> None:
     dates = [name for name in names if name in _DATE_WIDTHS]
     if len(set(names)) != len(names):

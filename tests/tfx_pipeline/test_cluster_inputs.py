@@ -1,0 +1,32 @@
+"""What a run on a cluster reads: folders of this machine uploaded, volumes and stores read where they are."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from tfx.types import standard_artifacts
+
+from isthmus.tfx_pipeline.cluster_inputs import source_for_cluster
+from isthmus.tfx_pipeline.data_config import InputConfig
+from isthmus.tfx_pipeline.image_example_gen import read_report
+
+LABELS = ["blue", "green", "red"]
+Ingest = Callable[..., standard_artifacts.Examples]
+
+
+def test_an_uploaded_span_keeps_its_numbers(
+    images: Path, tmp_path: Path, bucket: str, ingest_source: Ingest
+) -> None:
+    shutil.copytree(images, tmp_path / "span-3" / "v2")
+    pattern = str(tmp_path / "span-{SPAN}" / "v{VERSION}")
+    source, record = source_for_cluster(
+        InputConfig(path=pattern), data_root=None, labels=LABELS, root=f"{bucket}/uploaded-span"
+    )
+    assert source.path.startswith(f"{bucket}/uploaded-span/data/")
+    assert record["source"] == str(tmp_path / "span-3" / "v2")
+    examples = ingest_source(source, tmp_path / "examples")
+    assert (examples.span, examples.version) == (3, 2)
+    assert read_report(examples)["source"]["path"] == source.path
+    assert read_report(examples)["num_images"] == {"train": 48, "val": 18, "test": 30}
