@@ -120,9 +120,24 @@ class Graph:
 
     def free_names(self) -> set[str]:
         """Names that are read here and defined nowhere here: an enclosing graph's values."""
-        defined = set(self.constants) | {name for node in self.nodes for name in node.outputs}
-        read = set(self.outputs).union(*(node.reads() for node in self.nodes))
-        return read - defined
+        return self.read_names() - self.defined_names()
+
+    def defined_names(self) -> set[str]:
+        """Names of the constants and of everything that a node here computes."""
+        return set(self.constants) | {name for node in self.nodes for name in node.outputs if name}
+
+    def read_names(self) -> set[str]:
+        """Names that a node or a branch here reads, and the graph's outputs."""
+        return set(self.outputs).union(*(node.reads() for node in self.nodes))
+
+    def drop_unread_outputs(self) -> None:
+        """Blank the further outputs of nodes (a Dropout's mask, a MaxPool's indices) that are read nowhere.
+
+        Many files name them all; a handler then refuses only what somebody really asks for.
+        """
+        read = self.read_names()
+        for node in self.nodes:
+            node.outputs[1:] = [name if name in read else "" for name in node.outputs[1:]]
 
     def prune(self) -> None:
         """Drop nodes whose outputs nobody needs, and constants without a reader."""
@@ -195,12 +210,14 @@ def _read_body(proto: Any, opsets: Mapping[str, int]) -> Graph:
 
     if proto.sparse_initializer:
         raise LoweringError("sparse initializers are not supported; store the weights densely")
-    return Graph(
+    graph = Graph(
         nodes=[_read_node(node, index, opsets) for index, node in enumerate(proto.node)],
         constants={tensor.name: numpy_helper.to_array(tensor) for tensor in proto.initializer},
         inputs=[],
         outputs=[value.name for value in proto.output],
     )
+    graph.drop_unread_outputs()
+    return graph
 
 
 def _read_node(proto: Any, index: int, opsets: Mapping[str, int]) -> Node:

@@ -292,4 +292,10 @@ def _call(node: Node, inputs: Sequence[Value | None]) -> list[Value]:
         raise
     except Exception as error:
         raise node.unsupported(f"{type(error).__name__} while lowering it: {error}") from error
-    return [results] if isinstance(results, Value) else list(results)
+    results = [results] if isinstance(results, Value) else list(results)
+    if any(node.outputs[len(results) :]):
+        wanted = ", ".join(repr(name) for name in node.outputs[len(results) :] if name)
+        raise node.unsupported(
+            f"its further output {wanted} is read, and is not computed; export in evaluation mode"
+        )
+    return results

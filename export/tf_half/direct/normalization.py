@@ -63,7 +63,7 @@ def normalize(x: Value, axes: list[int], epsilon: float) -> Value:
 def layer_normalization(node: Node, x: Value, scale: Value, bias: Value | None = None) -> Value:
     """Over the axes from `axis` on."""
     if any(node.outputs[1:]):
-        raise node.unsupported("its Mean and InvStdDev outputs")
+        raise node.unsupported("its Mean or InvStdDev output is read")
     axis = node.attrs.get("axis", -1) % x.rank
     normalized = normalize(x, list(range(axis, x.rank)), node.attrs.get("epsilon", 1e-5))
     return _multiply_add(normalized, scale, bias)

@@ -89,7 +89,7 @@ def _padded(tensor: Any, pads: Pads, fill: Any) -> Any:
 def max_pool(node: Node, x: Value) -> Value:
     """Maximum over windows; padding never wins."""
     if any(node.outputs[1:]):
-        raise node.unsupported("its Indices output")
+        raise node.unsupported("its Indices output is read")
     window = _Window(node, x)
     order = channels_last(x.rank)
     tensor = x.stored(order)

@@ -201,10 +201,10 @@ def eye_like(node: Node, x: Value) -> Value:
 @op("Dropout", since=1)
 def dropout(node: Node, x: Value, _ratio: Value | None = None, training: Value | None = None) -> Value:
     """Inference: the input itself."""
-    if any(node.outputs[1:]) or (
-        training is not None and constant_input(node, training, "training_mode").any()
-    ):
-        raise node.unsupported("training mode and the mask output; export the model in evaluation mode")
+    if training is not None and constant_input(node, training, "training_mode").any():
+        raise node.unsupported("training mode; export the model in evaluation mode")
+    if any(node.outputs[1:]):
+        raise node.unsupported("its mask is read; export the model in evaluation mode")
     return x
 
 

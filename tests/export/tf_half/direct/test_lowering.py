@@ -110,6 +110,34 @@ def test_unsupported_operator_is_named(saved, rng):
     assert str(caught.value).startswith(text)
 
 
+def with_batch_statistics(model):
+    """BatchNormalization as files before opset 14 have it: with the four outputs of training."""
+    model.opset_import[0].version = 13
+    model.graph.node[1].output.extend(["mean", "variance", "saved_mean", "saved_variance"])
+    model.graph.node[1].name = "norm"
+    return model
+
+
+def test_batch_statistics_that_nobody_reads_change_nothing(saved, rng):
+    plain = tiny_network(rng)
+    images = rng.standard_normal((2, 16, 16, 3), np.float32)
+    expected = lower_graph(saved(plain))(images).numpy()
+    answer = lower_graph(saved(with_batch_statistics(plain)))(images).numpy()
+    np.testing.assert_array_equal(answer, expected)
+
+
+def test_batch_statistics_that_are_read_are_refused(saved, rng):
+    extra = [
+        helper.make_node("Unsqueeze", ["mean", "axes"], ["column"]),
+        helper.make_node("Add", ["e", "column"], ["f"]),
+    ]
+    model = with_batch_statistics(tiny_network(rng, extra=extra))
+    model.graph.initializer.append(numpy_helper.from_array(np.array([1, 2]), "axes"))
+    model.graph.node[-3].input[0] = "f"
+    with pytest.raises(UnsupportedOperatorError, match="of node 'norm': its further output 'mean' is read"):
+        lower_graph(saved(model))
+
+
 @pytest.mark.parametrize("pick", [0, 1])
 def test_a_branch_is_taken_where_shapes_decide(agree, rng, pick):
     """What TorchScript writes for squeeze() of an axis of unknown size."""
