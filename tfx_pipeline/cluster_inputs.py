@@ -75,8 +75,19 @@ def source_for_cluster(
     root: str,
     volumes: Iterable[str] = (),
     beam_args: Iterable[str] = (),
+    recurring: bool = False,
 ) -> tuple[Source, dict[str, Any]]:
     """Look at the images as the local runner does, and make sure that the containers can open them.
+
+    Args:
+        config: The recipe's `pipeline.input`.
+        data_root: The folder that training prepared, for when `config.path` is None.
+        labels: The model's labels.
+        root: Where a local folder is uploaded to.
+        volumes: Paths that the containers have, too.
+        beam_args: Beam's options, for the endpoints of object stores.
+        recurring: Whether a schedule will start the run again and again: then each finds the latest span and version
+            for itself, where the recipe asks for none. What was uploaded stays what it is.
 
     Returns:
         The source as the containers see it, and what the data set is called in the record of the run.
@@ -86,7 +97,10 @@ def source_for_cluster(
     """
     source = sources.look(config, data_root=data_root, labels=labels, beam_args=beam_args)
     if remote.is_remote(source.path) or _is_mounted(Path(source.path), volumes):
-        return source, source.record()
+        record = source.record()
+        if recurring:
+            source = dataclasses.replace(source, span=config.span, version=config.version)
+        return source, record
     if source.kind != "folder":
         raise PipelineError(
             f"{source.path} is on this machine, where the cluster cannot read it: upload it with the images that it "

@@ -45,10 +45,10 @@ class Source:
     """Whether content decides the split."""
 
     span: int | None = None
-    """None where the pattern has none."""
+    """None where the pattern has none, and where each run takes the latest (see `cluster_inputs`)."""
 
     version: int | None = None
-    """None where the pattern has none."""
+    """As `span`."""
 
     class_map: dict[str, int] = field(default_factory=dict)
     """{name in the source: index of the model's output}."""

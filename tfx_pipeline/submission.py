@@ -174,7 +174,13 @@ def prepare(
     labels = opened.manifest["model"]["labels"]
     args = beam_args(workers=config.beam_workers, further=config.beam_args)
     source, record = source_for_cluster(
-        config.input, data_root=data_root, labels=labels, root=target.root, volumes=volumes, beam_args=args
+        config.input,
+        data_root=data_root,
+        labels=labels,
+        root=target.root,
+        volumes=volumes,
+        beam_args=args,
+        recurring=target.schedule is not None,
     )
     beside, key = _beside(config, signing, root=target.root, args=args)
     serving = remote.join(config.push_to or remote.join(target.root, "serving"), name)

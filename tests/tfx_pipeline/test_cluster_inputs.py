@@ -11,6 +11,7 @@ from tfx.types import standard_artifacts
 from isthmus.tfx_pipeline.cluster_inputs import source_for_cluster
 from isthmus.tfx_pipeline.data_config import InputConfig
 from isthmus.tfx_pipeline.image_example_gen import read_report
+from isthmus.tfx_pipeline.sources import Source
 
 LABELS = ["blue", "green", "red"]
 Ingest = Callable[..., standard_artifacts.Examples]
@@ -30,3 +31,32 @@ def test_an_uploaded_span_keeps_its_numbers(
     assert (examples.span, examples.version) == (3, 2)
     assert read_report(examples)["source"]["path"] == source.path
     assert read_report(examples)["num_images"] == {"train": 48, "val": 18, "test": 30}
+
+
+def test_a_recurring_run_finds_the_latest_span_itself(
+    images: Path, tmp_path: Path, ingest_source: Ingest
+) -> None:
+    for place in ("span-1/v1", "span-2/v1"):
+        shutil.copytree(images, tmp_path / place)
+    pattern = str(tmp_path / "span-{SPAN}" / "v{VERSION}")
+
+    def source(*, span: int | None, recurring: bool) -> Source:
+        found, _ = source_for_cluster(
+            InputConfig(path=pattern, span=span),
+            data_root=None,
+            labels=LABELS,
+            root="s3://unused",
+            volumes=[str(tmp_path)],
+            recurring=recurring,
+        )
+        return found
+
+    once, every_day = source(span=None, recurring=False), source(span=None, recurring=True)
+    always_the_first = source(span=1, recurring=True)
+    for place in ("span-1/v2", "span-3/v1"):
+        shutil.copytree(images, tmp_path / place)
+    read = {}
+    for name, each in (("once", once), ("every day", every_day), ("the first", always_the_first)):
+        examples = ingest_source(each, tmp_path / "examples" / name)
+        read[name] = (examples.span, examples.version)
+    assert read == {"once": (2, 1), "every day": (3, 1), "the first": (1, 2)}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ from isthmus.tfx_pipeline import kubeflow, submission
 from isthmus.tfx_pipeline.cluster_config import TASKS, ClusterConfig, Resources
 from isthmus.tfx_pipeline.code import CODE
 from isthmus.tfx_pipeline.config import PipelineConfig
+from isthmus.tfx_pipeline.data_config import InputConfig
 from isthmus.tfx_pipeline.errors import PipelineError
 from isthmus.tfx_pipeline.package import documents
 from isthmus.tfx_pipeline.pipeline import CacheKeys, Places, create_pipeline
@@ -395,6 +398,36 @@ def test_workers_elsewhere_cannot_read_a_model_on_s3() -> None:
             tracking_uri="http://mlflow:5000",
             target=kubeflow_target(None),
         )
+
+
+@pytest.fixture
+def mounted(tmp_path: Path, images: Path, make_bundle: Callable[..., Path]) -> Path:
+    """A volume with a bundle and two spans of images."""
+    shutil.copytree(make_bundle(), tmp_path / "volume" / "bundle")
+    for span in ("span-1", "span-2"):
+        shutil.copytree(images, tmp_path / "volume" / span)
+    return tmp_path / "volume"
+
+
+def test_only_a_schedule_leaves_the_span_open(mounted: Path) -> None:
+    def asked(**settings: Any) -> Any:
+        job = submission.prepare(
+            name="colours",
+            bundle=mounted / "bundle",
+            data_root=None,
+            config=PipelineConfig(
+                input=InputConfig(path=str(mounted / "span-{SPAN}")),
+                cluster=ClusterConfig(volumes={str(mounted): "claim"}),
+            ),
+            tracking_uri="http://mlflow:5000",
+            target=kubeflow_target(None, **settings),
+        )
+        parameters = tasks_of(job.pipeline_job["pipelineSpec"])["ImageExampleGen"]["inputs"]["parameters"]
+        assert parameters["input_base"]["runtimeValue"]["constant"] == str(mounted / "span-{SPAN}")
+        return json.loads(parameters["source"]["runtimeValue"]["constant"])["span"]
+
+    assert asked() == 2
+    assert asked(schedule="0 3 * * *") is None
 
 
 def test_every_task_may_be_given_resources() -> None:
