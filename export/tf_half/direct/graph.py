@@ -96,6 +96,16 @@ class Graph:
                     uses[name].append(node)
         return uses
 
+    def rename(self, new: Mapping[str, str]) -> None:
+        """Give values other names, here and wherever branches further in take them from here."""
+        for node in self.nodes:
+            node.inputs = [new.get(name, name) for name in node.inputs]
+            node.outputs = [new.get(name, name) for name in node.outputs]
+            for branch in node.branches.values():
+                branch.rename({name: new[name] for name in branch.free_names() & new.keys()})
+        self.constants = {new.get(name, name): array for name, array in self.constants.items()}
+        self.outputs = [new.get(name, name) for name in self.outputs]
+
     def fresh_name(self, stem: str) -> str:
         """A value name that no ONNX file holds."""
         return f"{stem}::{next(self._fresh)}"

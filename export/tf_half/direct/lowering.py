@@ -220,6 +220,8 @@ def _taken_branch(
         raise node.unsupported("its condition depends on the pixels")
     graph.decided.append(node.inputs[0])
     branch = node.branches["then_branch" if condition.all() else "else_branch"]
+    # Branches side by side may use the same names for different values: here they become one graph.
+    branch.rename({name: graph.fresh_name(f"{node.name}/{name}") for name in branch.defined_names()})
     graph.constants.update(branch.constants)
     invariant.update(branch.constants)
     env.update({name: Value.const(array) for name, array in branch.constants.items()})

@@ -164,6 +164,54 @@ def test_a_branch_is_taken_where_shapes_decide(agree, rng, pick):
     agree(nodes, {"x": rng.standard_normal((2, 4), np.float32)}, constants)
 
 
+def branch_of(*nodes, output, **constants):
+    """A branch of an If: no inputs, what it reads besides its own names comes from outside."""
+    return helper.make_graph(
+        list(nodes),
+        "branch",
+        [],
+        [helper.make_tensor_value_info(output, TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(np.float32(array), name) for name, array in constants.items()],
+    )
+
+
+def scaled_if(condition, read, result, factor):
+    """An If whose branches name everything inside `weight`, `inner` and `out`, and a further If in there."""
+    innermost = helper.make_node(
+        "If",
+        [condition],
+        ["nested"],
+        then_branch=branch_of(
+            helper.make_node("Add", ["inner", "weight"], ["out"]),  # both captured from one further out
+            output="out",
+        ),
+        else_branch=branch_of(helper.make_node("Neg", ["inner"], ["out"]), output="out"),
+    )
+    then_branch = branch_of(
+        helper.make_node("Mul", [read, "weight"], ["inner"]),
+        innermost,
+        helper.make_node("Relu", ["nested"], ["out"]),
+        output="out",
+        weight=factor,
+    )
+    else_branch = branch_of(helper.make_node("Neg", [read], ["out"]), output="out")
+    return helper.make_node("If", [condition], [result], then_branch=then_branch, else_branch=else_branch)
+
+
+def test_branches_side_by_side_may_use_the_same_names(agree, rng):
+    """As torch's exporters write them: each If begins to count anew."""
+    nodes = [
+        helper.make_node("Shape", ["x"], ["s"]),
+        helper.make_node("Gather", ["s", "one"], ["size"]),
+        helper.make_node("Equal", ["size", "wanted"], ["same"]),
+        scaled_if("same", "x", "a", 2.0),
+        scaled_if("same", "x", "b", 5.0),
+        helper.make_node("Add", ["a", "b"], ["y"]),
+    ]
+    constants = {"one": np.int64(1), "wanted": np.int64(4)}
+    agree(nodes, {"x": rng.standard_normal((2, 4), np.float32)}, constants, outputs=("a", "b", "y"))
+
+
 def test_foreign_domain_is_refused(saved, rng):
     with pytest.raises(UnsupportedOperatorError, match=r"domain com\.example.*'foreign'.*only the standard"):
         lower_graph(saved(tiny_network(rng, domain="com.example")))
