@@ -38,7 +38,9 @@ def resize(
     if scales is not None and constant_input(node, scales, "scales").size:
         for axis, scale in zip(axes, constant_input(node, scales, "scales").tolist(), strict=True):
             if scale != 1:
-                factors[axis] = (int(np.floor((x.shape[axis] or 0) * scale)), scale)
+                # In float32, as ONNX Runtime: 3 * float32(7/3) is 7 there, and 6.9999998 in float64.
+                size = np.floor(np.float32(x.shape[axis] or 0) * np.float32(scale))
+                factors[axis] = (int(size), scale)
     elif sizes is not None:
         factors = _from_sizes(node, x, axes, sizes)
     return _resize(node, x, factors)

@@ -57,3 +57,15 @@ def test_upsample(agree, rng):
     x = rng.standard_normal((2, 3, 4, 5), np.float32)
     node = helper.make_node("Upsample", ["x", "s"], ["y"], mode="nearest")
     agree(node, {"x": x}, {"s": np.array([1, 1, 2, 3], np.float32)}, opset=9)
+
+
+@pytest.mark.parametrize(("have", "want"), [(3, 7), (3, 5), (5, 7)])
+@pytest.mark.parametrize("mode", ["nearest", "linear"])
+def test_a_scale_that_float32_rounds_down_still_gives_the_whole_size(agree, rng, mode, have, want):
+    """ONNX Runtime multiplies in float32: 3 * float32(7/3) is 7, in float64 it would be 6.9999998."""
+    x = rng.standard_normal((2, 3, have, 4), np.float32)
+    node = helper.make_node("Resize", ["x", "", "s"], ["y"], mode=mode)
+    scales = np.array([1, 1, want / have, 1], np.float32)
+    assert np.floor(have * float(scales[2])) == want - 1
+    (answer,) = agree(node, {"x": x}, {"s": scales}, tolerance=1e-4)
+    assert answer.shape == (2, 3, want, 4)
