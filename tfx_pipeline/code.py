@@ -35,6 +35,7 @@ CODE = {
         f"{_PIPELINE}.image_folder",
         f"{_PIPELINE}.example_bytes",
         f"{_PIPELINE}.listing",
+        f"{_PIPELINE}.tfrecords",
         f"{_PIPELINE}.spans",
         "isthmus.lineage.files",
         "isthmus.lineage.places",

@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from isthmus.lineage.places import is_remote
+from isthmus.tfx_pipeline import tfrecords
 from isthmus.tfx_pipeline.errors import PipelineError
 from isthmus.tfx_pipeline.image_folder import SPLITS, class_of, is_image
 from isthmus.tfx_pipeline.listing import Listed, files_below, files_matching, open_remote
@@ -54,6 +55,9 @@ class Item(NamedTuple):
     encoded: bytes | None
     """The image's bytes, where the source holds them itself."""
 
+    problem: str | None = None
+    """Why there is no image to look at, although there should be one."""
+
 
 Batch = list[Item]
 
@@ -63,10 +67,10 @@ def split_named(text: str) -> str | None:
     return _SPLIT_NAMES.get(text.strip().lower())
 
 
-def batched(items: Iterable[Item]) -> Iterator[Batch]:
-    """Lists of at most BATCH_SIZE."""
+def batched(items: Iterable[Item], size: int = BATCH_SIZE) -> Iterator[Batch]:
+    """Lists of at most `size`."""
     items = iter(items)
-    while batch := list(itertools.islice(items, BATCH_SIZE)):
+    while batch := list(itertools.islice(items, size)):
         yield batch
 
 
@@ -162,8 +166,63 @@ def split_of_file(path: str, root: str) -> str | None:
     return None
 
 
+def items_of_records(file: str, *, root: str) -> Iterator[Item]:
+    """The images of a TFRecord file of Examples; one without a name is called by its place in the file.
+
+    A record that is no Example is an item with a problem, and so is the rest of a file that is damaged.
+
+    Args:
+        file: Its path.
+        root: The source: the folder, pattern or file that it was found by.
+    """
+    from google.protobuf.message import DecodeError
+
+    split = split_of_file(file, root)
+    for name, record in _numbered(file, root):
+        if isinstance(record, str):
+            yield Item(name, None, split, None, None, record)
+            continue
+        try:
+            item = record_item(record, split=split)
+        except DecodeError:
+            yield Item(name, None, split, None, None, "the record is no tf.train.Example")
+        else:
+            yield item if item.name else item._replace(name=name)
+
+
+def items_of_log(file: str, *, root: str) -> Iterator[Item]:
+    """The images of a file of a prediction log; what cannot be read is an item with a problem, as of a TFRecord file.
+
+    Args:
+        file: Its path.
+        root: The log's folder.
+    """
+    from google.protobuf.message import DecodeError
+
+    for name, record in _numbered(file, root):
+        if isinstance(record, str):
+            yield Item(name, None, SERVING, None, None, record)
+            continue
+        try:
+            yield from (item._replace(name=name) for item in log_items(record))
+        except DecodeError:
+            problem = "the record is no tensorflow.serving.PredictionLog"
+            yield Item(name, None, SERVING, None, None, problem)
+
+
+def _numbered(file: str, root: str) -> Iterator[tuple[str, bytes | str]]:
+    """(what reports call it, the record or what stands in its place)."""
+    relative = file.removeprefix(root.rstrip("/") + "/")
+    for number, record in enumerate(tfrecords.read(file)):
+        yield f"{relative}#{number}", record
+
+
 def record_item(record: bytes, *, split: str | None) -> Item:
-    """A serialized tf.train.Example as an item; without an image it has no bytes."""
+    """A serialized tf.train.Example as an item; without an image it has no bytes.
+
+    Raises:
+        google.protobuf.message.DecodeError: It is none.
+    """
     import tensorflow as tf
 
     features = tf.train.Example.FromString(record).features.feature
@@ -181,7 +240,11 @@ def record_item(record: bytes, *, split: str | None) -> Item:
 
 def log_items(record: bytes) -> Iterator[Item]:
     """The images of one serialized tensorflow.serving.PredictionLog: of signatures that take encoded images or
-    Examples. Requests with tensors hold no image files and come as one item without bytes."""
+    Examples. Requests with tensors hold no image files and come as one item without bytes.
+
+    Raises:
+        google.protobuf.message.DecodeError: It is none.
+    """
     import tensorflow as tf
     from tensorflow_serving.apis import prediction_log_pb2
 
@@ -194,12 +257,12 @@ def log_items(record: bytes) -> Iterator[Item]:
             images = [bytes(one) for one in tf.make_ndarray(inputs["image_bytes"]).reshape(-1)]
         elif "examples" in inputs:
             serialized = tf.make_ndarray(inputs["examples"]).reshape(-1)
-            images = [record_item(bytes(one), split=SERVING).encoded or b"" for one in serialized]
+            images = [_image_of(bytes(one)) for one in serialized]
         if "label" in outputs:
             labels = [one.decode(errors="replace") for one in tf.make_ndarray(outputs["label"]).reshape(-1)]
     elif log.HasField("classify_log"):
         for example in log.classify_log.request.input.example_list.examples:
-            images.append(record_item(example.SerializeToString(), split=SERVING).encoded or b"")
+            images.append(_image_of(example.SerializeToString()))
         answers = log.classify_log.response.result.classifications
         labels = [
             max(answer.classes, key=lambda one: one.score).label for answer in answers if answer.classes
@@ -208,6 +271,16 @@ def log_items(record: bytes) -> Iterator[Item]:
         yield Item("", None, SERVING, None, None)
     for image, label in itertools.zip_longest(images, labels[: len(images)]):
         yield Item("", label, SERVING, None, image)
+
+
+def _image_of(example: bytes) -> bytes:
+    """The image of an Example that a server was asked with; b"", which is no image, where there is none."""
+    from google.protobuf.message import DecodeError
+
+    try:
+        return record_item(example, split=SERVING).encoded or b""
+    except DecodeError:
+        return b""
 
 
 def _first(features: Any, names: Iterable[str]) -> bytes | int | None:

@@ -138,19 +138,15 @@ def _batches(pipeline: beam.Pipeline, path: str, kind: str, *, by_hash: bool) ->
             | "List" >> beam.FlatMap(lambda root: image_items.batched(read(root)))
             | "Spread" >> beam.Reshuffle()
         )
-    # Records hold the images themselves: files are spread, never their content.
-    records = (
+    # Records hold the images themselves: files are spread, never their content. Beam's own ReadAllFromTFRecord ends the
+    # run at a damaged file.
+    of_file = image_items.items_of_log if kind == "prediction_log" else image_items.items_of_records
+    return (
         pipeline
         | "Files" >> beam.Create([file.path for file in image_items.record_files(path, kind)])
-        | "Records" >> beam.io.ReadAllFromTFRecord(with_filename=True)
+        | "Spread" >> beam.Reshuffle()
+        | "Records" >> beam.FlatMap(lambda file: image_items.batched(of_file(file, root=path), _RECORD_BATCH))
     )
-    if kind == "prediction_log":
-        items = records | "Logged" >> beam.FlatMapTuple(lambda _, record: image_items.log_items(record))
-    else:
-        items = records | "Parse" >> beam.MapTuple(
-            lambda file, record: image_items.record_item(record, split=image_items.split_of_file(file, path))
-        )
-    return items | "Batch" >> beam.BatchElements(min_batch_size=_RECORD_BATCH, max_batch_size=_RECORD_BATCH)
 
 
 class _ToExamples(beam.DoFn):
@@ -198,6 +194,9 @@ class _ToExamples(beam.DoFn):
     ) -> Iterator[bytes]:
         """The bytes of every usable item, one after the other as they are wanted."""
         for item in batch:
+            if item.problem is not None:
+                rejected.append(("corrupt", item.name, item.problem))
+                continue
             if item.label is None and (item.path is not None or item.encoded is None):
                 counts["ignored"] += 1
                 continue

@@ -6,13 +6,12 @@ tell what the first has finished.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from isthmus.lineage.files import canonical_json, sha256_text
-from isthmus.tfx_pipeline import remote
+from isthmus.tfx_pipeline import remote, tfrecords
 from isthmus.tfx_pipeline.errors import PipelineError
 from isthmus.tfx_pipeline.image_folder import is_image
 
@@ -48,24 +47,23 @@ class Shard:
 
     def _records(self) -> Iterator[tuple[str, bytes | str]]:
         import tensorflow as tf
-        from apache_beam.io.filesystems import FileSystems
-        from apache_beam.io.tfrecordio import _TFRecordUtil
+        from google.protobuf.message import DecodeError
 
         (name,) = self.files
-        with FileSystems.open(remote.join(self.root, name)) as file:
-            for number in itertools.count():
-                try:
-                    record = _TFRecordUtil.read_record(file)
-                except (ValueError, OSError, EOFError) as error:
-                    yield f"{name}#{number}", f"the file ends here, for it is no whole TFRecord file: {error}"
-                    return
-                if record is None:
-                    return
+        for number, record in enumerate(tfrecords.read(remote.join(self.root, name))):
+            numbered = f"{name}#{number}"
+            if isinstance(record, str):
+                yield numbered, record
+                return
+            try:
                 features = tf.train.Example.FromString(record).features.feature
-                named = features["image/filename"].bytes_list.value
-                encoded = features["image/encoded"].bytes_list.value
-                path = named[0].decode(errors="replace") if named else f"{name}#{number}"
-                yield path, encoded[0] if encoded else "the record has no image/encoded"
+            except DecodeError:
+                yield numbered, "the record is no tf.train.Example"
+                continue
+            named = features["image/filename"].bytes_list.value
+            encoded = features["image/encoded"].bytes_list.value
+            path = named[0].decode(errors="replace") if named else numbered
+            yield path, encoded[0] if encoded else "the record has no image/encoded"
 
 
 @dataclass(kw_only=True, frozen=True)
