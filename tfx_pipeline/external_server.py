@@ -9,6 +9,7 @@ Only what TensorFlow Serving documents is used: its flags, its REST status and i
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import socket
@@ -24,9 +25,13 @@ from typing import IO
 
 from isthmus.tfx_pipeline.errors import PipelineError
 
+logger = logging.getLogger(__name__)
+
 _ENGINES = ("docker", "podman")
 _STOP_TIMEOUT_S = 20.0
 _NUM_LOG_LINES = 4
+# What the engines say of a container that `--rm` has removed, or is removing.
+_ALREADY_GONE = ("no such container", "already in progress")
 
 Command = Callable[["ExternalServer"], list[str]]
 
@@ -93,6 +98,7 @@ class ExternalServer:
         self.grpc_port, self.rest_port = _free_ports(2)
         self.container = f"isthmus-{os.getpid()}-{self.rest_port}"
         self._command, self._start_timeout_s = command, start_timeout_s
+        self._arguments: list[str] = []
         self._folder = tempfile.TemporaryDirectory(prefix="isthmus-server-")
         self.base_path = Path(self._folder.name, "base")
         self._process: subprocess.Popen[bytes] | None = None
@@ -111,26 +117,34 @@ class ExternalServer:
     def pid(self) -> int:
         """The process of the server; of a container the process inside, as this machine numbers it."""
         assert self._process is not None, "the server is not started"
-        command = self._process.args
-        assert isinstance(command, list)
-        if Path(command[0]).name not in _ENGINES:
+        if not self._is_container:
             return self._process.pid
-        inspected = subprocess.run(
-            [command[0], "inspect", "--format={{.State.Pid}}", self.container],
+        inspected = self._engine("inspect", "--format={{.State.Pid}}", self.container)
+        return int(inspected.stdout) if inspected.stdout.strip().isdecimal() else self._process.pid
+
+    @property
+    def _is_container(self) -> bool:
+        return Path(self._arguments[0]).name in _ENGINES
+
+    def _engine(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Docker's or Podman's answer to a short command."""
+        return subprocess.run(
+            [self._arguments[0], *arguments],
+            stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             timeout=_STOP_TIMEOUT_S,
             check=False,
         )
-        return int(inspected.stdout) if inspected.stdout.strip().isdecimal() else self._process.pid
 
     def __enter__(self) -> ExternalServer:
         self.base_path.mkdir()
         os.symlink(self.saved_model, self.base_path / "1")
         self._log = Path(self._folder.name, "log").open("wb")
         try:
+            self._arguments = self._command(self)
             self._process = subprocess.Popen(
-                self._command(self), stdin=subprocess.DEVNULL, stdout=self._log, stderr=subprocess.STDOUT
+                self._arguments, stdin=subprocess.DEVNULL, stdout=self._log, stderr=subprocess.STDOUT
             )
             self._wait()
         except OSError as error:
@@ -147,18 +161,41 @@ class ExternalServer:
         self.stop()
 
     def stop(self) -> None:
-        """SIGTERM, and SIGKILL when that is not obeyed in time."""
+        """SIGTERM, and SIGKILL when that is not obeyed in time; a container is removed.
+
+        The process of a container is only the engine's client: it hands SIGTERM on to the container's first process,
+        which in tensorflow/serving is a shell that ignores it, and when the client is killed the container serves on.
+        """
         process = self._process
-        if process is not None and process.poll() is None:
-            process.terminate()
-            try:
-                process.wait(timeout=_STOP_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        if process is not None:
+            is_container = self._is_container
+            if is_container:
+                self._remove_container()
+            if process.poll() is None:
+                process.terminate()
+                try:
+                    process.wait(timeout=_STOP_TIMEOUT_S)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
+                if is_container:
+                    # A client that was still at work may have made it in the meantime.
+                    self._remove_container()
+            self._process = None
         if self._log is not None:
             self._log.close()
         self._folder.cleanup()
+
+    def _remove_container(self) -> None:
+        try:
+            removed = self._engine("rm", "-f", self.container)
+            problem = " ".join(removed.stderr.split()) if removed.returncode else ""
+        except (OSError, subprocess.TimeoutExpired) as error:
+            problem = str(error)
+        if problem and not any(words in problem.lower() for words in _ALREADY_GONE):
+            logger.warning(
+                "the container %s could not be removed and may serve on: %s", self.container, problem[:300]
+            )
 
     def _wait(self) -> None:
         assert self._process is not None

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from container_engine import FakeEngine
 from tfx.types import standard_artifacts
 
 from isthmus.export.config import GateConfig
@@ -49,15 +50,25 @@ def validate(execute: Callable[..., None], artifact_at: Callable[..., Any], tmp_
     return run
 
 
-@pytest.fixture(params=["embedded", "binary"])
-def gate(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
+@pytest.fixture(params=["embedded", "binary", "image"])
+def gate(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[dict[str, Any]]:
     """Where the server comes from. No package has tensorflow_model_server: the embedded one takes its flags."""
     if request.param == "embedded":
-        return {}
-    binary = tmp_path / "tensorflow_model_server"
-    binary.write_text(f'#!/bin/sh\nexec {sys.executable} -m isthmus.serving "$@"\n')
-    binary.chmod(0o755)
-    return {"binary": str(binary)}
+        yield {}
+    elif request.param == "binary":
+        binary = tmp_path / "tensorflow_model_server"
+        binary.write_text(f'#!/bin/sh\nexec {sys.executable} -m isthmus.serving "$@"\n')
+        binary.chmod(0o755)
+        yield {"binary": str(binary)}
+    else:
+        engine = FakeEngine(tmp_path / "engine", server=[sys.executable, "-m", "isthmus.serving"])
+        monkeypatch.setenv("PATH", str(engine.path.parent), prepend=":")
+        yield {"image": "tensorflow/serving:2.19"}
+        left = engine.containers()
+        engine.clear()
+        assert left == [], "the container serves on after the validation"
 
 
 def test_a_good_model_is_blessed(
@@ -82,7 +93,7 @@ def test_a_good_model_is_blessed(
     assert 0 < costs["p50_ms"] <= costs["p99_ms"]
     assert costs["first_ms"] > 0
     assert 50 < costs["memory_mb"] < 5000
-    assert verdict.details["server"] == gate.get("binary", "embedded")
+    assert verdict.details["server"] == next(iter(gate.values()), "embedded")
 
 
 def test_budgets_that_cannot_be_kept(make_model: Callable[..., Any], validate: Validate) -> None:
