@@ -12,9 +12,9 @@ from isthmus.tfx_pipeline.cluster_config import TASKS, ClusterConfig, Resources
 from isthmus.tfx_pipeline.container import COMMAND
 
 #: What these find depends on the world outside, which no cache key holds when a run starts by schedule, or long after
-#: it was compiled. They are the cheap ones; ImageExampleGen joins them in a recurring run.
+#: it was compiled. They are the cheap ones; what reads images, logs and bundles joins them in a recurring run.
 NEVER_CACHED = ("ChampionResolver", "Pusher", "Registrar")
-READ_AGAIN_BY_SCHEDULE = ("ImageExampleGen", "BundleImporter")
+READ_AGAIN_BY_SCHEDULE = ("ImageExampleGen", "ServingExampleGen", "BundleImporter")
 
 
 def compile_job(
@@ -44,7 +44,8 @@ def compile_job(
     tasks = spec["root"]["dag"]["tasks"]
     assert set(tasks) <= set(TASKS), f"cluster_config.TASKS does not name {sorted(set(tasks) - set(TASKS))}"
     for name in (*NEVER_CACHED, *(READ_AGAIN_BY_SCHEDULE if recurring else ())):
-        tasks[name]["cachingOptions"] = {}
+        if name in tasks:  # A prediction log is not read by every pipeline.
+            tasks[name]["cachingOptions"] = {}
     for name, task in tasks.items():
         if name != "Registrar" and config.retries:
             task["retryPolicy"] = {"maxRetryCount": config.retries, "backoffDuration": "30s"}

@@ -21,9 +21,11 @@ from isthmus.tfx_pipeline.cluster_config import TASKS, ClusterConfig, Resources
 from isthmus.tfx_pipeline.code import CODE
 from isthmus.tfx_pipeline.config import PipelineConfig
 from isthmus.tfx_pipeline.data_config import InputConfig
+from isthmus.tfx_pipeline.data_pipeline import DataInputs
 from isthmus.tfx_pipeline.errors import PipelineError
 from isthmus.tfx_pipeline.package import documents
 from isthmus.tfx_pipeline.pipeline import CacheKeys, Places, create_pipeline
+from isthmus.tfx_pipeline.sources import Source
 from isthmus.tfx_pipeline.submission import Job, Target, submit
 
 IMAGE = "registry.example/isthmus:1"
@@ -104,7 +106,7 @@ def no_session_of_the_user(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("HOME", str(tmp_path))
 
 
-def built(root: str, *, enable_cache: bool = True, config: PipelineConfig | None = None) -> Pipeline:
+def built(root: str, *, enable_cache: bool = True, inputs: DataInputs | None = None) -> Pipeline:
     """The pipeline of a cluster."""
     return create_pipeline(
         name="Colours_1",
@@ -118,18 +120,19 @@ def built(root: str, *, enable_cache: bool = True, config: PipelineConfig | None
             home="/tmp/isthmus",
             tracking_uri="http://mlflow:5000",
         ),
-        config=config or PipelineConfig(),
+        config=PipelineConfig(),
+        inputs=inputs,
         keys=CacheKeys(data="d", manifest="m", champion="", code=dict.fromkeys(CODE, "c")),
         enable_cache=enable_cache,
         on_cluster=True,
     )
 
 
-def job_for(target: Target, config: ClusterConfig | None = None) -> Job:
+def job_for(target: Target, config: ClusterConfig | None = None, *, inputs: DataInputs | None = None) -> Job:
     """A compiled job, without data or bundle to look at."""
     config = config or ClusterConfig()
     compiled = kubeflow.compile_job(
-        built(target.root, enable_cache=target.cache),
+        built(target.root, enable_cache=target.cache, inputs=inputs),
         image=target.image,
         config=config,
         recurring=target.schedule is not None,
@@ -227,6 +230,18 @@ def test_what_the_world_decides_is_never_cached(api: Api) -> None:
     assert not cached(spec) & {"ChampionResolver", "Pusher", "Registrar", "ImageExampleGen", "BundleImporter"}
     assert "StatisticsGen" in cached(spec)
     assert cached(job_for(kubeflow_target(api.url, cache=False)).pipeline_job["pipelineSpec"]) == set()
+
+
+def test_a_schedule_reads_the_prediction_log_again(api: Api) -> None:
+    inputs = DataInputs(
+        source=Source(pattern="s3://b/images", path="s3://b/images", kind="folder"),
+        serving=Source(pattern="s3://b/log", path="s3://b/log", kind="prediction_log"),
+    )
+    once, recurring = kubeflow_target(api.url), kubeflow_target(api.url, schedule="0 3 * * *")
+    assert "ServingExampleGen" in cached(job_for(once, inputs=inputs).pipeline_job["pipelineSpec"])
+    found = cached(job_for(recurring, inputs=inputs).pipeline_job["pipelineSpec"])
+    assert not found & {"ServingExampleGen", "ImageExampleGen", "BundleImporter"}
+    assert "ServingStatisticsGen" in found
 
 
 def test_a_task_that_failed_is_tried_again_but_no_refusal(api: Api) -> None:
