@@ -24,6 +24,8 @@ from isthmus.lineage.files import canonical_json, publish_directory, sha256_file
 log = logging.getLogger(__name__)
 
 ADOPT_MODULE = "isthmus.export.torch_half.adopt"
+#: Counts the ways in which ONNX files were read: what an earlier one made of a file is not known again.
+_READING = 2
 
 
 @dataclass(kw_only=True)
@@ -135,6 +137,7 @@ def _fingerprint(origin: Origin) -> str:
         "beside": _external_data(origin.onnx),
         "timm": manifests.versions().get("timm"),
         "schema": checkpoints.SCHEMA_VERSION,
+        "reading": _READING if origin.onnx else None,
     }
     return sha256_text(canonical_json(manifests.plain(values)))
 

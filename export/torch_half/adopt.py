@@ -172,7 +172,13 @@ def _adopt_onnx(origin: dict[str, Any], target: Path) -> _Adopted:
         "head": origin["head"] or found.head,
         "labels": labels,
     }
-    facts = {"kind": "onnx", "file": str(file.resolve()), "file_sha256": sha256_file(file), **found.facts}
+    facts = {
+        "kind": "onnx",
+        "file": str(file.resolve()),
+        "file_sha256": sha256_file(file),
+        "head_given": origin["head"] is not None,
+        **found.facts,
+    }
     return record, preprocessing, target / "model.onnx", facts, said
 
 

@@ -23,6 +23,7 @@ from isthmus.export.config import ExportConfig
 from isthmus.export.errors import ExportError
 from isthmus.export.parity import StageResult
 from isthmus.export.torch_half import foreign_onnx, runtime
+from isthmus.export.torch_half.foreign_ending import check_logits
 from isthmus.export.torch_half.foreign_form import normalized
 from isthmus.export.torch_half.model import load_model, logits
 from isthmus.export.torch_half.onnx_model import EXPORTERS, finish_onnx, lowest_opset, write_onnx
@@ -150,8 +151,12 @@ class _OnnxFile(_Subject):
 
     def cross(self) -> Crossing:
         """The file in the bridge's form."""
-        found = foreign_onnx.read(self.checkpoint.weights)
+        found = foreign_onnx.read(self.checkpoint.weights, cut=False)
         answers = found.answers(self.images)
+        origin = self.checkpoint.origin
+        if origin["cut_off"] is None:
+            head = self.checkpoint.model["head"]
+            check_logits(answers, head=head, head_given=bool(origin.get("head_given")))
         facts = finish_onnx(normalized(found, images=self.images, reference=answers), self.target)
         return Crossing(
             answers=answers,
@@ -159,7 +164,7 @@ class _OnnxFile(_Subject):
             facts={
                 "exporter": "foreign",
                 "exporters_tried": [],
-                "opset": self.checkpoint.origin["opset"],
+                "opset": origin["opset"],
                 **facts,
             },
         )

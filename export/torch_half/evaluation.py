@@ -69,7 +69,7 @@ def _taken(
 
 def _answers(checkpoint: Checkpoint, images: np.ndarray) -> np.ndarray:
     if checkpoint.is_onnx:
-        return foreign_onnx.read(checkpoint.weights).answers(images)
+        return foreign_onnx.read(checkpoint.weights, cut=False).answers(images)
     model = load_model(checkpoint, exportable=False)
     return logits(model, images, num_classes=checkpoint.model["num_classes"])
 

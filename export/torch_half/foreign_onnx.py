@@ -8,13 +8,14 @@ answers are computed from that. foreign_form.py makes of it what crosses.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from isthmus.export.errors import ExportError
+from isthmus.export.torch_half.foreign_ending import check_cut, cut_probabilities
 
 #: ONNX's own operators; everything else is a library of somebody's.
 _DOMAINS = frozenset({"", "ai.onnx"})
@@ -74,13 +75,17 @@ class ForeignModel:
         return nhwc if self.layout == "NHWC" else np.ascontiguousarray(nhwc.transpose(0, 3, 1, 2))
 
 
-def read(file: Path, *, output: str | None = None, input_size: list[int] | None = None) -> ForeignModel:
+def read(
+    file: Path, *, output: str | None = None, input_size: list[int] | None = None, cut: bool = True
+) -> ForeignModel:
     """Read an image classifier.
 
     Args:
         file: The ONNX file; weights may lie in other files of its folder.
         output: Name of the output with the logits; None: the only one.
         input_size: [3, H, W] for a file that leaves height and width open.
+        cut: Whether a final Softmax or Sigmoid goes. Not from a file that `save` wrote: what it still ends with
+            is part of its logits.
 
     Raises:
         ExportError: Not an ONNX file, damaged, operators that are not ONNX's own, another interface than one
@@ -94,15 +99,10 @@ def read(file: Path, *, output: str | None = None, input_size: list[int] | None 
     layout, size = _layout(dims, input_size, image.name, file)
     batch = dims[0] if isinstance(dims[0], int) and dims[0] > 0 else None
     _set_size(image, layout, size)
-    chosen = _logits_output(proto, output, file)
-    cut = _cut_probabilities(proto, chosen)
+    _choose_output(proto, output, file)
     notes = [
         f"{file}: {layout} images {list(size)}, opset {_opset(proto)}, by {proto.producer_name or 'unknown'}"
     ]
-    if cut:
-        notes.append(
-            f"the graph ends with {cut}; the signatures do that themselves, so logits are what precedes it"
-        )
     found = ForeignModel(
         proto=proto,
         input_name=image.name,
@@ -110,17 +110,17 @@ def read(file: Path, *, output: str | None = None, input_size: list[int] | None 
         input_size=size,
         batch=batch,
         num_classes=0,
-        head="multi_label" if cut == "Sigmoid" else "single_label",
+        head="single_label",
         notes=tuple(notes),
         facts={
             "producer": proto.producer_name,
             "opset": _opset(proto),
-            "cut_off": cut,
+            "cut_off": None,
             "layout": layout,
             "fixed_batch": batch,
         },
     )
-    return _with_classes(found, file)
+    return _with_logits(found, file, cut=cut)
 
 
 def _parse(file: Path) -> Any:
@@ -237,7 +237,7 @@ def _set_size(image: Any, layout: str, size: tuple[int, int, int]) -> None:
         dims[place].dim_value = value
 
 
-def _logits_output(proto: Any, wanted: str | None, file: Path) -> Any:
+def _choose_output(proto: Any, wanted: str | None, file: Path) -> None:
     """The chosen output; the others are dropped."""
     names = [value.name for value in proto.graph.output]
     if wanted is None and len(names) != 1:
@@ -251,27 +251,37 @@ def _logits_output(proto: Any, wanted: str | None, file: Path) -> Any:
     kept.CopyFrom(chosen)
     del proto.graph.output[:]
     proto.graph.output.append(kept)
-    return proto.graph.output[0]
 
 
-def _cut_probabilities(proto: Any, output: Any) -> str | None:
-    """Make what enters a final Softmax or Sigmoid the output; returns the operator's name."""
-    last = next((node for node in proto.graph.node if output.name in node.output), None)
-    if last is None or last.op_type not in ("Softmax", "Sigmoid") or last.domain not in _DOMAINS:
-        return None
-    output.name = last.input[0]
-    proto.graph.node.remove(last)
-    return str(last.op_type)
+def _with_logits(found: ForeignModel, file: Path, *, cut: bool) -> ForeignModel:
+    """Cut probabilities off, and run it: the answer's shape is what it is, not what the file says."""
+    answers = _try(found, file)
+    ended_with = cut_probabilities(found.proto) if cut else None
+    notes = found.notes
+    if ended_with:
+        try:
+            check_cut(ended_with, answers, _try(found, file))
+        except ExportError as error:
+            raise ExportError(f"{file}: {error}") from error
+        notes += (
+            f"the graph ends with {ended_with}; the signatures do that themselves, so logits are what precedes it",
+        )
+    return replace(
+        found,
+        num_classes=int(answers.shape[1]),
+        head="multi_label" if ended_with == "Sigmoid" else "single_label",
+        notes=notes,
+        facts={**found.facts, "cut_off": ended_with},
+    )
 
 
-def _with_classes(found: ForeignModel, file: Path) -> ForeignModel:
-    """Run it once: the answer's shape is what it is, not what the file says."""
-    import dataclasses
-
+def _try(found: ForeignModel, file: Path) -> np.ndarray:
+    """Answers [N, C] to noise; raises ExportError where they are no classifier's."""
     num = found.batch or 2
     shape = (num, *found.input_size[1:], found.input_size[0])
+    noise = np.random.default_rng(0).normal(size=shape)
     try:
-        answer = run_session(open_session(found.proto), found.input_name, found._laid_out(np.zeros(shape)))
+        answer = run_session(open_session(found.proto), found.input_name, found._laid_out(noise))
     except ExportError as error:
         raise ExportError(f"{file}: {error}") from error
     flat = answer.ndim >= 2 and answer.shape[0] == num and answer.size == num * answer.shape[1]
@@ -280,7 +290,7 @@ def _with_classes(found: ForeignModel, file: Path) -> ForeignModel:
             f"{file} answers {answer.dtype} {list(answer.shape)} for {num} images; float32 logits [N, C] are "
             "wanted (a classifier, no detection or segmentation heads)"
         )
-    return dataclasses.replace(found, num_classes=int(answer.shape[1]))
+    return answer.reshape(num, -1)
 
 
 def open_session(proto: Any) -> Any:
