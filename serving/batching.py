@@ -8,8 +8,9 @@ fetched):
 
 The op lives in a Session of its own, so closing it frees the queue and its threads with the version; and that
 Session has threads of its own, because the Python function blocks one of them while the model's Session
-computes. A failed computation comes back as a row of numbers beside its outputs: an exception in the function
-would lose its code.
+computes. Every row carries its call's number into the function, which so knows whom to tell of a failed
+computation: an exception in the function would lose its code, and the outputs cannot say it, since a call that
+was split has rows in several batches, and those of a failed one need not even have the others' rank.
 """
 
 import itertools
@@ -38,9 +39,8 @@ Feeds = Sequence[tuple[str, Array]]
 PER_MODEL_FILE = "batching_params.pbtxt"
 # A queue belongs to one row shape; beyond this many of them calls run by themselves.
 _MAX_NUM_QUEUES = 64
-# Failures whose rows have not been told yet; far more than requests that can wait.
-_MAX_NUM_FAILURES = 4096
 _queue_names = itertools.count()
+_call_numbers = itertools.count()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,13 +114,22 @@ def _check(parameters: BatchingParameters, path: Path) -> None:
         )
 
 
+@dataclass
+class _Call:
+    """One request on its way through a queue."""
+
+    error: RequestError | None = None
+    """Why one of the batches that hold its rows failed: the first one, as in the original."""
+
+
 @dataclass(frozen=True)
 class _Queue:
     """The Session around one BatchFunction, and the callable that goes through it."""
 
     session: Any
     run: Any
-    failures: dict[int, RequestError]
+    calls: dict[int, _Call]
+    """Those under way, by the number that their rows carry."""
 
 
 class BatchedModel:
@@ -149,27 +158,31 @@ class BatchedModel:
         queue = self._queue(feeds, fetched, timeout_ms)
         if queue is None:
             return self._model.run(feeds, fetches, timeout_ms=timeout_ms)
-        num_rows = feeds[0][1].shape[0] if feeds else 0
-        *values, failed = self._through(queue, feeds, num_rows)
-        if failed.size and failed[0]:
-            known = queue.failures[int(failed[0])]
-            raise RequestError(known.code, known.message)
-        by_name = dict(zip(fetched, values, strict=True))
+        by_name = dict(zip(fetched, self._through(queue, feeds), strict=True))
         return [by_name[name] for name in fetches]
 
-    def _through(self, queue: _Queue, feeds: Feeds, num_rows: int) -> list[Array]:
+    def _through(self, queue: _Queue, feeds: Feeds) -> list[Array]:
         from tensorflow.errors import OpError
 
         metrics, path, started = self._metrics, str(self.path), time.perf_counter()
+        num_rows = feeds[0][1].shape[0] if feeds else 0
+        number, call = next(_call_numbers), _Call()
+        queue.calls[number] = call
         metrics.batching_input(model_path=path, num_rows=num_rows)
         metrics.batching_waiting(model_path=path, change=1)
         try:
-            values: list[Array] = queue.run(*(value for _, value in feeds))
+            values: list[Array] = queue.run(np.full(num_rows, number), *(value for _, value in feeds))
         except OpError as error:
-            raise RequestError(Code(error.error_code), error.message.split("\n\t [[")[0]) from error
+            # After a failed computation it only says that the call's parts do not fit together.
+            if call.error is None:
+                raise RequestError(Code(error.error_code), error.message.split("\n\t [[")[0]) from error
         finally:
+            del queue.calls[number]
             metrics.batching_waiting(model_path=path, change=-1)
             metrics.batching_delay(model_path=path, duration_us=(time.perf_counter() - started) * 1e6)
+        if call.error is not None:
+            # The error is shared by all calls of the batch: each raises one of its own.
+            raise RequestError(call.error.code, call.error.message)
         return values
 
     def close(self) -> None:
@@ -192,34 +205,31 @@ class BatchedModel:
     def _new_queue(self, kind: Any, fetches: tuple[str, ...], timeout_ms: int) -> _Queue:
         import tensorflow as tf
 
-        failures: dict[int, RequestError] = {}
-        numbers = itertools.count()
+        calls: dict[int, _Call] = {}
         names = [name for name, _, _ in kind]
         dtypes = [self._model.dtype(name) for name in fetches]
 
-        def compute(*values: Array) -> list[Array]:
-            num_rows = len(values[0])
+        def compute(numbers: Array, *values: Array) -> list[Array]:
+            num_rows = len(numbers)
             self._metrics.batch(model_path=str(self.path), num_rows=num_rows)
             try:
-                outputs = self._model.run(
-                    list(zip(names, values, strict=True)), fetches, timeout_ms=timeout_ms
-                )
+                return self._model.run(list(zip(names, values, strict=True)), fetches, timeout_ms=timeout_ms)
             except RequestError as error:
-                number = next(numbers) % _MAX_NUM_FAILURES + 1
-                failures[number] = error
-                return [*(_zeros(num_rows, dtype) for dtype in dtypes), np.full(num_rows, number)]
-            return [*outputs, np.zeros(num_rows, np.int64)]
+                for number in np.unique(numbers).tolist():
+                    call = calls.get(number)  # none: it gave up waiting
+                    if call is not None and call.error is None:
+                        call.error = error
+                return [_zeros(num_rows, dtype) for dtype in dtypes]
 
         graph = tf.Graph()
         with graph.as_default():
-            specs = [tf.TensorSpec([None, *shape], tf.as_dtype(number)) for _, number, shape in kind]
+            rows = [tf.TensorSpec([None, *shape], tf.as_dtype(number)) for _, number, shape in kind]
+            specs = [tf.TensorSpec([None], tf.int64), *rows]
             placeholders = [tf.compat.v1.placeholder(spec.dtype, spec.shape) for spec in specs]
-            outputs = self._batch_function(
-                compute, specs, placeholders, [*map(tf.as_dtype, dtypes), tf.int64]
-            )
+            outputs = self._batch_function(compute, specs, placeholders, [*map(tf.as_dtype, dtypes)])
         session = tf.compat.v1.Session(graph=graph, config=self._session_config())
         options = _callable_options(placeholders, outputs, timeout_ms)
-        return _Queue(session, session._make_callable_from_options(options), failures)
+        return _Queue(session, session._make_callable_from_options(options), calls)
 
     def _batch_function(self, compute: Any, specs: Any, placeholders: Any, dtypes: Any) -> Any:
         import tensorflow as tf

@@ -1,5 +1,6 @@
 """Batching by TensorFlow's scheduler: what is run together, padded, refused; what each caller gets back."""
 
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -159,6 +160,34 @@ def test_large_requests_are_split(make: Make) -> None:
     )
     assert echo(model, range(8)).tolist() == list(range(8))
     assert set(model.recorded) == {4}
+
+
+@pytest.mark.parametrize("failing", [0, 5, 9])
+def test_a_split_request_fails_as_a_whole(make: Make, failing: int) -> None:
+    """Whichever of its batches fails: no row of zeros is passed off as an answer, and the text is the model's."""
+    model = make(max_batch_size=12, max_execution_batch_size=4, enable_large_batch_splitting=True)
+    rows = np.zeros(12, np.float32)
+    assert echo(model, rows, "table").tolist() == [1.0] * 12
+    rows[failing] = 7
+    with pytest.raises(RequestError, match="is not in \\[0, 3\\)") as caught:
+        echo(model, rows, "table")
+    assert caught.value.code is Code.INVALID_ARGUMENT
+    assert echo(model, np.ones(12), "table").tolist() == [2.0] * 12
+
+
+def test_a_split_request_of_matrices_fails_with_the_models_text(make: Make) -> None:
+    """The zeros of a failed batch are a vector, which does not go together with its neighbour's matrix."""
+    model = make(max_batch_size=8, max_execution_batch_size=4, enable_large_batch_splitting=True)
+    run, numbers = model._model.run, itertools.count(1)
+
+    def fail_every_other(feeds: Any, fetches: Any, *, timeout_ms: int = 0) -> list[np.ndarray]:
+        if next(numbers) % 2:
+            return run(feeds, fetches, timeout_ms=timeout_ms)
+        raise RequestError(Code.RESOURCE_EXHAUSTED, "OOM when allocating tensor")
+
+    model._model.run = fail_every_other  # type: ignore[method-assign]
+    with pytest.raises(RequestError, match=r"^RESOURCE_EXHAUSTED: OOM when allocating tensor$"):
+        echo(model, np.ones((8, 3)))
 
 
 def test_closing_ends_the_queues_threads(models_root: Path) -> None:
