@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +62,7 @@ def bundle_for_cluster(bundle: str | Path, *, root: str, volumes: Iterable[str] 
         raise PipelineError(f"the bundle {opened.path} is damaged: {'; '.join(broken[:5])}; export it again")
     digest = sha256_file(opened.path / _MANIFEST)
     place = str(opened.path)
-    if not _is_mounted(opened.path, volumes):
+    if not is_mounted(opened.path, volumes):
         place = remote.join(root, "bundles", opened.manifest["name"], digest[:16])
         _upload("bundle", opened.path, place, option="--bundle", marker=_MANIFEST)
     return ClusterBundle(place=place, manifest=opened.manifest, manifest_sha256=digest)
@@ -96,7 +97,7 @@ def source_for_cluster(
         PipelineError: The images cannot be used, or cannot be uploaded.
     """
     source = sources.look(config, data_root=data_root, labels=labels, beam_args=beam_args)
-    if remote.is_remote(source.path) or _is_mounted(Path(source.path), volumes):
+    if remote.is_remote(source.path) or is_mounted(source.path, volumes):
         record = source.record()
         if recurring:
             source = dataclasses.replace(source, span=config.span, version=config.version)
@@ -148,8 +149,9 @@ def file_for_cluster(path: Path | None, *, root: str, folder: str) -> str | None
     return place
 
 
-def _is_mounted(path: Path, volumes: Iterable[str]) -> bool:
-    return any(path.is_relative_to(volume) for volume in volumes)
+def is_mounted(path: str | Path, volumes: Iterable[str]) -> bool:
+    """Whether a path is on a volume that the containers have, too."""
+    return any(Path(os.path.normpath(path)).is_relative_to(volume) for volume in volumes)
 
 
 def _upload(what: str, folder: Path, place: str, *, option: str, marker: str | None = None) -> None:

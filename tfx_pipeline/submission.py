@@ -21,6 +21,7 @@ from isthmus.tfx_pipeline.cluster_inputs import (
     bundle_for_cluster,
     file_for_cluster,
     folder_for_cluster,
+    is_mounted,
     source_for_cluster,
 )
 from isthmus.tfx_pipeline.code import code_keys
@@ -270,10 +271,24 @@ def _check(config: PipelineConfig, tracking_uri: str | None, target: Target) -> 
     """Refuse what no container could use, before anything is read or uploaded."""
     _check_tracking(tracking_uri)
     check_platform(config.cluster, target.cluster)
+    _check_serving(config)
     if target.root.startswith("s3://") and runs_elsewhere(config.beam_args):
         raise PipelineError(
             "Beam's workers on other machines open the model with TensorFlow, which reads gs:// and no s3://: "
             "use a root on gs://, or leave Beam inside the tasks (no --beam, no --runner in pipeline.beam_args)"
+        )
+
+
+def _check_serving(config: PipelineConfig) -> None:
+    """Refuse a folder that would be a container's own: what is pushed there is gone when the task ends."""
+    place = config.push_to
+    if place is None:
+        return
+    remote.check_scheme(place)
+    if not remote.is_remote(place) and not is_mounted(place, config.cluster.volumes):
+        raise PipelineError(
+            f"pipeline.push_to {place}: a task would push to its container's own disk; give gs:// or s3://, a folder "
+            "below a volume of pipeline.cluster.volumes, or leave it out (serving/ below --root)"
         )
 
 

@@ -415,6 +415,21 @@ def test_workers_elsewhere_cannot_read_a_model_on_s3() -> None:
         )
 
 
+@pytest.mark.parametrize("place", ["/srv/models", "models", "/data/../srv/models", "/database"])
+def test_nothing_is_pushed_to_the_disk_of_a_container(place: str) -> None:
+    config = PipelineConfig(push_to=place, cluster=ClusterConfig(volumes={"/data": "claim"}))
+    with pytest.raises(PipelineError) as raised:
+        submission.prepare(
+            name="colours",
+            bundle="s3://b/bundle",
+            data_root=None,
+            config=config,
+            tracking_uri="http://mlflow:5000",
+            target=kubeflow_target(None),
+        )
+    assert str(raised.value).startswith(f"pipeline.push_to {place}: a task would push to its container's own")
+
+
 @pytest.fixture
 def mounted(tmp_path: Path, images: Path, make_bundle: Callable[..., Path]) -> Path:
     """A volume with a bundle and two spans of images."""
@@ -424,19 +439,33 @@ def mounted(tmp_path: Path, images: Path, make_bundle: Callable[..., Path]) -> P
     return tmp_path / "volume"
 
 
+def prepared(mounted: Path, *, target: Target, name: str = "colours", **settings: Any) -> Job:
+    """A job of what is on a volume: nothing is uploaded."""
+    return submission.prepare(
+        name=name,
+        bundle=mounted / "bundle",
+        data_root=None,
+        config=PipelineConfig(
+            input=InputConfig(path=str(mounted / "span-{SPAN}")),
+            cluster=ClusterConfig(volumes={str(mounted): "claim"}),
+            **settings,
+        ),
+        tracking_uri="http://mlflow:5000",
+        target=target,
+    )
+
+
+@pytest.mark.parametrize("place", ["s3://other/models", "volume"])
+def test_a_store_or_a_volume_is_pushed_to(mounted: Path, place: str) -> None:
+    push_to = str(mounted / "models") if place == "volume" else place
+    job = prepared(mounted, target=kubeflow_target(None), push_to=push_to)
+    pusher = tasks_of(job.pipeline_job["pipelineSpec"])["Pusher"]["inputs"]["parameters"]
+    assert pusher["base_directory"]["runtimeValue"]["constant"] == f"{push_to}/colours"
+
+
 def test_only_a_schedule_leaves_the_span_open(mounted: Path) -> None:
     def asked(**settings: Any) -> Any:
-        job = submission.prepare(
-            name="colours",
-            bundle=mounted / "bundle",
-            data_root=None,
-            config=PipelineConfig(
-                input=InputConfig(path=str(mounted / "span-{SPAN}")),
-                cluster=ClusterConfig(volumes={str(mounted): "claim"}),
-            ),
-            tracking_uri="http://mlflow:5000",
-            target=kubeflow_target(None, **settings),
-        )
+        job = prepared(mounted, target=kubeflow_target(None, **settings))
         parameters = tasks_of(job.pipeline_job["pipelineSpec"])["ImageExampleGen"]["inputs"]["parameters"]
         assert parameters["input_base"]["runtimeValue"]["constant"] == str(mounted / "span-{SPAN}")
         return json.loads(parameters["source"]["runtimeValue"]["constant"])["span"]
