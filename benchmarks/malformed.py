@@ -52,6 +52,7 @@ BODIES = [
     b"\xff\xfe\x00",
     b"[" * 2000 + b"]" * 2000,
     b'{"instances": [' + b"[" * 700 + b"]" * 700 + b"]}",
+    b'{"instances": [' + b"9" * 5000 + b"]}",
 ]
 RAW = [
     b"\r\n\r\n",
@@ -105,7 +106,16 @@ def grpc_messages(draw: random.Random) -> Iterator[GrpcMessage]:
 def _path(draw: random.Random) -> str:
     name = draw.choice(["soak", "soak", "soak", "nope", "", "%00", "so%61k", "a/b", ".."])
     where = draw.choice(
-        ["", "", "", "/versions/1", "/versions/99999999999999999999", "/versions/x", "/labels/l"]
+        [
+            "",
+            "",
+            "",
+            "/versions/1",
+            "/versions/99999999999999999999",
+            "/versions/" + "9" * 5000,
+            "/versions/x",
+            "/labels/l",
+        ]
     )
     verb = draw.choice(
         [":predict"] * 6 + [":classify", ":regress", ":PREDICT", ":", "", "/metadata", ":x", "?q=1"]

@@ -12,7 +12,7 @@ from collections.abc import Callable, MutableMapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
-from isthmus.serving import admin_page
+from isthmus.serving import admin_page, routing
 from isthmus.serving.errors import RequestError
 from isthmus.serving.http_body import ClientGoneError, TooLargeError, discard_body, read_body
 from isthmus.serving.http_server import Application, Headers, Receive, Send, respond
@@ -107,12 +107,12 @@ def _asked_model(scope: MutableMapping[str, Any]) -> tuple[str, int | None]:
     """The model and the version that a query names."""
     asked = parse_qs(scope["query_string"].decode("latin-1"))
     name, version = asked.get("model", [""])[0], asked.get("version", [""])[0]
-    return name, int(version) if version.isascii() and version.isdigit() else None
+    return name, routing.version_number(version) if version.isascii() and version.isdigit() else None
 
 
 async def _manifest(scope: MutableMapping[str, Any], api: "AdminApi | None") -> tuple[int, bytes]:
-    name, version = _asked_model(scope)
     try:
+        name, version = _asked_model(scope)
         if api is None or version is None:
             raise RequestError(Code.NOT_FOUND, "ask for ?model=NAME&version=NUMBER of a model that is served")
         return 200, await asyncio.to_thread(api.manifest, name, version)

@@ -12,7 +12,7 @@ from typing import Any
 from isthmus.serving.errors import RequestError
 from isthmus.serving.status import Code
 
-__all__ = ["parse"]
+__all__ = ["MAX_INTEGER_CHARACTERS", "parse"]
 
 _NUMBER = re.compile(rb"-?(?:0|[1-9][0-9]*)")
 _FRACTION = re.compile(rb"\.[0-9]+")
@@ -35,6 +35,8 @@ _LITERALS: dict[int, tuple[bytes, bool | None]] = {
     ord("f"): (b"false", False),
 }
 _WHITE = b" \n\r\t"
+# Of an integer that 64 bits hold, with its sign. Python's int() fails beyond 4,300.
+MAX_INTEGER_CHARACTERS = 20
 # RapidJSON itself has no limit and overflows its stack; a tensor has at most 254 dimensions.
 _MAX_DEPTH = 300
 
@@ -170,7 +172,7 @@ class _Reader:
                 raise self.error("Miss exponent in number.", self.position + (2 if signed else 1))
             self.position, is_integer = exponent.end(), False
         digits = text[start : self.position]
-        if is_integer and -(2**63) <= int(digits) < 2**64:
+        if is_integer and len(digits) <= MAX_INTEGER_CHARACTERS and -(2**63) <= int(digits) < 2**64:
             return int(digits)
         number = float(digits)
         if number in (float("inf"), float("-inf")):

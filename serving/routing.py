@@ -12,7 +12,7 @@ from urllib.parse import unquote_to_bytes
 from isthmus.serving.errors import RequestError
 from isthmus.serving.status import Code
 
-__all__ = ["ModelRef", "Route", "is_api_path", "parse"]
+__all__ = ["ModelRef", "Route", "is_api_path", "parse", "version_number"]
 
 _PREDICTION = re.compile(
     r"(?i:/v1/models/([^/:]+)(?:(?:/versions/([0-9]+))|(?:/labels/([^/:]+)))?:(classify|regress|predict))"
@@ -22,6 +22,7 @@ _STATUS = re.compile(
 )
 _ANY = re.compile(r"(?i:/v1/.*)")
 _MAX_INT64 = 2**63 - 1
+_MAX_DIGITS = 19
 
 Verb = Literal["predict", "classify", "regress", "status", "metadata"]
 
@@ -72,7 +73,11 @@ def parse(method: str, path: str) -> Route:
     if match is None:
         raise malformed
     name, version, label, last = match.groups()
-    model = ModelRef(_decoded(name or ""), _version(version), None if label is None else _decoded(label))
+    model = ModelRef(
+        _decoded(name or ""),
+        None if version is None else version_number(version),
+        None if label is None else _decoded(label),
+    )
     if method == "POST":
         # The expression ignores case, the dispatch behind it does not: `:PREDICT` is malformed.
         if last not in _VERBS:
@@ -83,11 +88,15 @@ def parse(method: str, path: str) -> Route:
     return Route("metadata" if last == "metadata" else "status", model)
 
 
-def _version(digits: str | None) -> int | None:
-    if digits is None:
-        return None
-    version = int(digits)
-    if version > _MAX_INT64:
+def version_number(digits: str) -> int:
+    """The version that ASCII digits name, however many: Python's int() takes 4,300 and no more.
+
+    Raises:
+        RequestError: INVALID_ARGUMENT `Failed to convert version: … to numeric.` beyond 64 bits.
+    """
+    significant = digits.lstrip("0") or "0"
+    version = int(significant) if len(significant) <= _MAX_DIGITS else None
+    if version is None or version > _MAX_INT64:
         raise RequestError(Code.INVALID_ARGUMENT, f"Failed to convert version: {digits} to numeric.")
     return version
 

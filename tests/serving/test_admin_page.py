@@ -101,6 +101,12 @@ def test_refused(server: ServerProcess, path: str, headers: dict[str, str], stat
     assert text in json.loads(content)["error"]
 
 
+def test_a_version_of_thousands_of_digits_is_a_bad_request(server: ServerProcess) -> None:
+    answered, content, _ = ask(server, "GET", f"/manifest.json?model=colours&version={'9' * 5000}")
+    assert answered == 400
+    assert json.loads(content)["error"].startswith("Failed to convert version: 999")
+
+
 def test_methods_and_paths(server: ServerProcess) -> None:
     assert ask(server, "POST", "/status.json", b"")[0] == 405
     assert ask(server, "GET", "/predict?model=colours")[0] == 404

@@ -39,6 +39,20 @@ def test_large_text_with_nan() -> None:
     assert len(values) == 30_000
 
 
+def test_a_number_of_thousands_of_digits_is_too_big() -> None:
+    text = b'{"instances": [' + b"9" * 5000 + b"]}"
+    with pytest.raises(RequestError) as caught:
+        json_text.parse(text)
+    assert caught.value.message == "JSON Parse error: Number too big to be stored in double. at offset: 15"
+
+
+def test_the_largest_integers() -> None:
+    numbers = [-(2**63), -(2**63) - 1, 2**64 - 1, 2**64]
+    read = rapidjson_reader.parse(json.dumps(numbers).encode())
+    assert read == [-(2**63), float(-(2**63) - 1), 2**64 - 1, float(2**64)]
+    assert [type(number) for number in read] == [int, float, int, float]
+
+
 def test_duplicate_keys_find_the_first() -> None:
     assert rapidjson_reader.parse(b'{"a": 1, "a": 2}') == {"a": 1}
 

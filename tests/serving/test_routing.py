@@ -32,6 +32,15 @@ def test_version_beyond_64_bits() -> None:
         parse("GET", f"/v1/models/m/versions/{2**63}")
 
 
+def test_version_of_thousands_of_digits() -> None:
+    digits = "9" * 5000
+    with pytest.raises(
+        RequestError, match=f"^INVALID_ARGUMENT: Failed to convert version: {digits} to numeric.$"
+    ):
+        parse("GET", f"/v1/models/m/versions/{digits}")
+    assert parse("GET", f"/v1/models/m/versions/{'0' * 5000}7").model.version == 7
+
+
 def test_arabic_digits_are_no_version() -> None:
     with pytest.raises(RequestError, match="Malformed request: GET /v1/models/m/versions/٣"):
         parse("GET", "/v1/models/m/versions/٣")
