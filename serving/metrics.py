@@ -126,12 +126,12 @@ class Metrics:
         return "\n".join(lines) + "\n"
 
     def _count(self, name: str, labels: Labels, amount: int = 1) -> None:
-        cells = self._counters[name]
+        cells, labels = self._counters[name], _utf8(labels)
         key = labels if labels in cells or len(cells) < _MAX_NUM_CELLS else (_OTHER, *labels[1:])
         cells[key] = cells.get(key, 0) + amount
 
     def _observe(self, name: str, labels: Labels, value_us: float) -> None:
-        histogram = self._histograms[name].setdefault(labels, _Histogram())
+        histogram = self._histograms[name].setdefault(_utf8(labels), _Histogram())
         histogram.counts[bisect.bisect_right(_limits(name), value_us)] += 1
         histogram.total_us += value_us
 
@@ -171,6 +171,12 @@ def _limits(name: str) -> Sequence[float]:
 
 def _labelled(names: Sequence[str], values: Labels) -> str:
     return ",".join(f'{name}="{_escaped(value)}"' for name, value in zip(names, values, strict=True))
+
+
+def _utf8(labels: Labels) -> Labels:
+    """The labels as a page can hold them: bytes that are no UTF-8 (a client's `%ff`, read with surrogateescape) are
+    question marks."""
+    return tuple(label.encode("utf-8", "replace").decode() for label in labels)
 
 
 def _escaped(value: str) -> str:

@@ -34,7 +34,7 @@ class Monitored:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
         connection.request("GET", path)
         response = connection.getresponse()
-        text = response.read().decode()
+        text = response.read().decode(errors="surrogateescape")
         connection.close()
         return response.status, response.headers["content-type"], text
 
@@ -108,6 +108,19 @@ def test_metrics_of_requests(monitored: Monitored) -> None:
     loads = [key for key in counted if key.startswith(":tensorflow:cc:saved_model:load_attempt_count{")]
     assert [counted[key] for key in loads] == ["1"]
     assert 'half_plus_n/3",status="success"' in loads[0]
+
+
+def test_a_model_name_that_is_no_utf8_does_not_end_the_pages(monitored: Monitored) -> None:
+    for path in ("/v1/models/%ff", "/v1/models/%fe"):
+        assert monitored.get(monitored.server.rest_port, path)[0] == 404
+    assert monitored.server.admin_port is not None
+    for port, path in (
+        (monitored.server.rest_port, "/metrics/here"),
+        (monitored.server.admin_port, "/metrics"),
+    ):
+        status, _, page = monitored.get(port, path)
+        assert status == 200
+        assert ':tensorflow:serving:request_count{model_name="?",status="NOT_FOUND"} 2' in page
 
 
 def test_admin_pages(monitored: Monitored) -> None:
