@@ -62,13 +62,12 @@ def unsigned(saved_model: Path, verification_key: str) -> list[str]:
     return [f"Signature: {refusal}"] if refusal else []
 
 
-def _is_signed(place: str, exec_properties: dict[str, Any]) -> bool:
-    """Whether what lies at a place needs no signature, or has it."""
-    key = exec_properties.get("verification_key") or ""
-    if not key:
+def _is_signed(place: str, verification_key: str) -> bool:
+    """Whether what lies at a place, here or in an object store, needs no signature or has the key's."""
+    if not verification_key:
         return True
     with remote.local_tree(place) as folder:
-        return not unsigned(folder, key)
+        return not unsigned(folder, verification_key)
 
 
 class Executor(tfx_pusher.Executor):
@@ -92,8 +91,7 @@ class Executor(tfx_pusher.Executor):
             return
         saved_model, base = saved_model_of(model), exec_properties["base_directory"]
         version = pushed_version(base, model.get_string_custom_property("saved_model_digest"))
-        there = None if version is None else Path(base, str(version))
-        if there is not None and there.is_dir() and unsigned(there, key):
+        if version is not None and not _is_signed(remote.join(base, str(version)), key):
             # The same content lies there with no signature, or with another's: this copy goes beside it.
             version = None
         pushed.set_int_custom_property(FRESH, int(version is None))

@@ -14,7 +14,8 @@ from tfx.types import standard_artifacts
 
 from isthmus.lineage import signing
 from isthmus.lineage.config import SigningConfig
-from isthmus.tfx_pipeline import evaluator, pusher
+from isthmus.lineage.files import SIGNATURE
+from isthmus.tfx_pipeline import evaluator, publishing, pusher, remote
 from isthmus.tfx_pipeline.anomalies import FINDINGS_FILE, finding
 from isthmus.tfx_pipeline.artifacts import ParityReport, Verdict
 from isthmus.tfx_pipeline.model_artifact import saved_model_of
@@ -58,14 +59,14 @@ def run_pusher(
 ) -> Callable[..., Any]:
     """Run the component; returns the PushedModel artifact."""
 
-    def run(model: Any, gates: Gates, verification_key: Path | str = "") -> Any:
+    def run(model: Any, gates: Gates, verification_key: Path | str = "", base: str | None = None) -> Any:
         pushed = artifact_at(standard_artifacts.PushedModel, tmp_path / "pushed")
         execute(
             pusher.Executor,
             inputs={"model": model, **gates},
             outputs={"pushed_model": pushed},
             properties={
-                "base_directory": str(tmp_path / "serving"),
+                "base_directory": base or str(tmp_path / "serving"),
                 "verification_key": str(verification_key),
             },
         )
@@ -146,17 +147,23 @@ def test_one_refusal_is_enough(
     assert not (tmp_path / "serving").exists()
 
 
-@pytest.fixture
-def keys(tmp_path: Path) -> SigningConfig:
+def make_keys(folder: Path) -> SigningConfig:
     """A key pair."""
+    folder.mkdir()
     key = ec.generate_private_key(ec.SECP256R1())
-    private, public = tmp_path / "signing.pem", tmp_path / "signing.pub"
+    private, public = folder / "signing.pem", folder / "signing.pub"
     pem = serialization.Encoding.PEM
     private.write_bytes(
         key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
     public.write_bytes(key.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo))
     return SigningConfig(key=private, verification_key=public)
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> SigningConfig:
+    """The key pair that the pipeline trusts."""
+    return make_keys(tmp_path / "keys")
 
 
 def test_nothing_is_pushed_that_the_key_did_not_sign(
@@ -187,6 +194,36 @@ def test_nothing_is_pushed_that_the_key_did_not_sign(
     tampered = run_pusher(model, gates, keys.verification_key)
     (reason,) = json.loads(tampered.get_string_custom_property(pusher.NOT_PUSHED_BECAUSE))
     assert reason.endswith("was changed after it was signed: assets/labels.txt was changed")
+
+
+def test_a_copy_in_an_object_store_counts_only_with_the_keys_signature(
+    make_model: Callable[..., Any],
+    gates: Gates,
+    run_pusher: Callable[..., Any],
+    tmp_path: Path,
+    bucket: str,
+    keys: SigningConfig,
+) -> None:
+    """It has the same digest: the signature is no part of it."""
+    base = f"{bucket}/{tmp_path.name}/colours"
+    model = make_model()
+    run_pusher(model, gates, base=base)
+    stranger = make_keys(tmp_path / "stranger")
+    signing.sign(saved_model_of(model), stranger)
+    run_pusher(model, gates, stranger.verification_key, base=base)
+    signing.sign(saved_model_of(model), keys)
+    signed = run_pusher(model, gates, keys.verification_key, base=base)
+    assert signed.get_int_custom_property(pusher.FRESH) == 1
+    unsigned, strangers, ours = sorted(publishing.versions(base))
+    assert signed.get_string_custom_property("pushed_version") == str(ours)
+    for version, name in ((strangers, "stranger"), (ours, "ours")):
+        remote.fetch_tree(remote.join(base, str(version)), tmp_path / "fetched" / name)
+    assert not remote.exists(remote.join(base, str(unsigned), SIGNATURE))
+    assert signing.refusal(tmp_path / "fetched" / "stranger", keys.verification_key) is not None
+    assert signing.refusal(tmp_path / "fetched" / "ours", keys.verification_key) is None
+    again = run_pusher(model, gates, keys.verification_key, base=base)
+    assert again.get_int_custom_property(pusher.FRESH) == 0
+    assert again.get_string_custom_property("pushed_version") == str(ours)
 
 
 def test_evaluators_sentences_are_reasons(
