@@ -94,11 +94,13 @@ class Staging:
     def send(self) -> None:
         """Take the outputs to their places, then write the file that the orchestrator reads.
 
+        What an attempt that failed has left at a place goes: its shards would count beside ours.
+
         Raises:
             PipelineError: The store refuses.
         """
         for folder in self._outputs:
-            remote.send_tree(Path(folder), self._remote_of[folder])
+            remote.replace_tree(Path(folder), self._remote_of[folder])
         told = Path(self.executor_input["outputs"]["outputFile"]).read_text(encoding="utf-8")
         # Artifacts name each other, too: TFX's Evaluator notes the model's place in the blessing.
         for folder, place in self._remote_of.items():

@@ -163,19 +163,38 @@ def send_tree(folder: Path, place: str, *, marker: str | None = None) -> int:
         PipelineError: The store cannot be reached or refuses.
     """
     there = {entry.name: entry.num_bytes for entry in files(place)}
-    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    missing = [name for name in names if there.get(name) != (folder / name).stat().st_size]
-
-    def send(name: str) -> None:
-        there, path = join(place, name), folder / name
-        empty = not path.stat().st_size
-        with _explained("write", there), path.open("rb") as source, _create(there, empty=empty) as sink:
-            shutil.copyfileobj(source, sink, _CHUNK_BYTES)
-
+    missing = [name for name in _names(folder) if there.get(name) != (folder / name).stat().st_size]
+    send = functools.partial(_send, folder, place)
     _each(send, [name for name in missing if name != marker])
     if marker in missing:
         send(marker)
     return len(missing)
+
+
+def replace_tree(folder: Path, place: str) -> None:
+    """Make a place hold a folder's files and no others.
+
+    Every file is sent, also over one of the same size: unlike an upload that goes on, what lies there may come from
+    another attempt at the same work, and have another content.
+
+    Raises:
+        PipelineError: The store cannot be reached or refuses.
+    """
+    names = _names(folder)
+    kept = frozenset(names)
+    delete([join(place, entry.name) for entry in files(place) if entry.name not in kept])
+    _each(functools.partial(_send, folder, place), names)
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def _send(folder: Path, place: str, name: str) -> None:
+    there, path = join(place, name), folder / name
+    empty = not path.stat().st_size
+    with _explained("write", there), path.open("rb") as source, _create(there, empty=empty) as sink:
+        shutil.copyfileobj(source, sink, _CHUNK_BYTES)
 
 
 @contextlib.contextmanager

@@ -58,6 +58,31 @@ def test_remote_artifacts_are_folders_here_and_go_back(bucket: str, tmp_path: Pa
     assert given == executor_input(bucket, output_file), "the caller's own was changed"
 
 
+def test_a_second_attempt_replaces_what_the_first_left(bucket: str, tmp_path: Path) -> None:
+    """Another number of shards, and a file of the same size with another content."""
+    attempts: list[dict[str, bytes]] = [
+        {"a-00000-of-00002.gz": b"01", "a-00001-of-00002.gz": b"23", "stats": b"first!"},
+        {"a-00000-of-00001.gz": b"0123", "stats": b"second"},
+    ]
+    for number, written in enumerate(attempts):
+        given = executor_input(f"{bucket}/{tmp_path.name}", tmp_path / "output_metadata.json")
+        given["inputs"] = {}
+        staging = container.Staging(given, tmp_path / f"scratch-{number}")
+        staging.fetch()
+        seen = staging.executor_input["outputs"]
+        folder = Path(seen["artifacts"]["blessing"]["artifacts"][0]["uri"], "Split-test")
+        folder.mkdir()
+        for name, content in written.items():
+            (folder / name).write_bytes(content)
+        Path(seen["outputFile"]).parent.mkdir(parents=True)
+        Path(seen["outputFile"]).write_text("{}")
+        staging.send()
+        place = f"{bucket}/{tmp_path.name}/out"
+        names = [entry.name for entry in remote.files(place)]
+        there = {name: remote.read_bytes(f"{place}/{name}") for name in names}
+        assert there == {f"Split-test/{name}": content for name, content in written.items()}
+
+
 def test_nothing_is_told_when_an_output_does_not_arrive(bucket: str, tmp_path: Path) -> None:
     output_file = tmp_path / "output_metadata.json"
     given = executor_input("s3://no-such-bucket", output_file)
