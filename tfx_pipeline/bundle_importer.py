@@ -20,6 +20,7 @@ from tfx.utils import io_utils, path_utils
 from isthmus.export import bundle as bundles
 from isthmus.tfx_pipeline import remote
 from isthmus.tfx_pipeline.errors import PipelineError
+from isthmus.tfx_pipeline.heads import check_head
 
 COPIED = ("manifest.json", "reference.npz", "parity.json")
 
@@ -60,7 +61,7 @@ class Executor(base_executor.BaseExecutor):
 
         Raises:
             ExportError: There is no bundle.
-            PipelineError: A file is not what the manifest says.
+            PipelineError: A file is not what the manifest says, or the model is a multi-label one.
         """
         (model,) = output_dict["model"]
         with remote.local_tree(exec_properties["bundle"]) as folder:
@@ -69,6 +70,7 @@ class Executor(base_executor.BaseExecutor):
     def _import(self, bundle: bundles.Bundle, model: types.Artifact, *, named: str) -> None:
         if broken := bundle.verify():
             raise PipelineError(f"the bundle {named} is damaged: {'; '.join(broken[:5])}; export it again")
+        check_head(bundle.manifest, bundle=named)
         io_utils.copy_dir(str(bundle.saved_model), path_utils.serving_model_dir(model.uri))
         for name in COPIED:
             io_utils.copy_file(str(bundle.path / name), os.path.join(model.uri, name), overwrite=True)

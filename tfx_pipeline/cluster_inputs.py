@@ -20,6 +20,7 @@ from isthmus.lineage.files import sha256_file, tree_digest
 from isthmus.tfx_pipeline import remote, sources
 from isthmus.tfx_pipeline.data_config import InputConfig
 from isthmus.tfx_pipeline.errors import PipelineError
+from isthmus.tfx_pipeline.heads import check_head
 from isthmus.tfx_pipeline.sources import Source
 
 logger = logging.getLogger(__name__)
@@ -46,18 +47,19 @@ def bundle_for_cluster(bundle: str | Path, *, root: str, volumes: Iterable[str] 
 
     Raises:
         ExportError: There is no usable bundle.
-        PipelineError: It is damaged, or cannot be read or uploaded.
+        PipelineError: It is damaged, a multi-label one, or cannot be read or uploaded.
     """
     from isthmus.export import bundle as bundles
 
     if remote.is_remote(bundle):
         content = remote.read_bytes(remote.join(str(bundle), _MANIFEST))
+        manifest = json.loads(content)
+        check_head(manifest, bundle=str(bundle))
         return ClusterBundle(
-            place=str(bundle),
-            manifest=json.loads(content),
-            manifest_sha256=hashlib.sha256(content).hexdigest(),
+            place=str(bundle), manifest=manifest, manifest_sha256=hashlib.sha256(content).hexdigest()
         )
     opened = bundles.load(Path(bundle))
+    check_head(opened.manifest, bundle=str(opened.path))
     if broken := opened.verify():
         raise PipelineError(f"the bundle {opened.path} is damaged: {'; '.join(broken[:5])}; export it again")
     digest = sha256_file(opened.path / _MANIFEST)

@@ -54,6 +54,7 @@ CODE = {
     ),
     "BundleImporter": (
         f"{_PIPELINE}.bundle_importer",
+        f"{_PIPELINE}.heads",
         f"{_PIPELINE}.remote",
         "isthmus.export.bundle",
         "isthmus.lineage.files",

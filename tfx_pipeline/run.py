@@ -23,6 +23,7 @@ from isthmus.tfx_pipeline.beam_options import beam_args
 from isthmus.tfx_pipeline.code import code_keys
 from isthmus.tfx_pipeline.config import PipelineConfig
 from isthmus.tfx_pipeline.errors import NotPushedError, PipelineError
+from isthmus.tfx_pipeline.heads import check_head
 from isthmus.tfx_pipeline.imports import torch_kept_out
 
 if TYPE_CHECKING:
@@ -98,9 +99,7 @@ def run_local(
 
     started = time.monotonic()
     opened = bundles.load(bundle)
-    head = opened.manifest["model"]["head"]
-    if head != "single_label":
-        raise PipelineError(f"{opened.path} is a {head} model; an image folder has one label per image")
+    check_head(opened.manifest, bundle=str(opened.path))
     args = beam_args(workers=config.beam_workers, further=config.beam_args)
     labels = opened.manifest["model"]["labels"]
     source = sources.look(config.input, data_root=data_root, labels=labels, beam_args=args)

@@ -310,6 +310,16 @@ def _import(bundle: Path, target: Path) -> standard_artifacts.Model:
 
 
 @pytest.fixture
+def multi_label_bundle(make_bundle: Callable[..., Path], tmp_path: Path) -> Path:
+    """A sealed bundle that says it answers with several classes."""
+    bundle = Path(shutil.copytree(make_bundle(), tmp_path / "multi-label"))
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["model"]["head"] = "multi_label"
+    bundles.seal(bundle, manifest)
+    return bundle
+
+
+@pytest.fixture
 def make_model(make_bundle: Callable[..., Path], tmp_path: Path) -> Callable[..., standard_artifacts.Model]:
     """Builds a bundle (see `make_bundle`) and imports it."""
 

@@ -59,6 +59,16 @@ def test_a_changed_file_is_named(
         import_bundle(bundle, tmp_path / "model")
 
 
+def test_several_labels_an_image_are_refused(
+    multi_label_bundle: Path, import_bundle: Callable[..., Any], tmp_path: Path
+) -> None:
+    with pytest.raises(
+        PipelineError, match=r"/multi-label is a multi_label model; the pipeline's images have"
+    ):
+        import_bundle(multi_label_bundle, tmp_path / "model")
+    assert list((tmp_path / "model").iterdir()) == []
+
+
 def test_an_interrupted_export_is_no_bundle(
     make_bundle: Callable[..., Path], import_bundle: Callable[..., Any], tmp_path: Path
 ) -> None:

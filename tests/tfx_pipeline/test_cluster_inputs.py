@@ -6,10 +6,13 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from tfx.types import standard_artifacts
 
-from isthmus.tfx_pipeline.cluster_inputs import source_for_cluster
+from isthmus.tfx_pipeline import remote
+from isthmus.tfx_pipeline.cluster_inputs import bundle_for_cluster, source_for_cluster
 from isthmus.tfx_pipeline.data_config import InputConfig
+from isthmus.tfx_pipeline.errors import PipelineError
 from isthmus.tfx_pipeline.image_example_gen import read_report
 from isthmus.tfx_pipeline.sources import Source
 
@@ -60,3 +63,14 @@ def test_a_recurring_run_finds_the_latest_span_itself(
         examples = ingest_source(each, tmp_path / "examples" / name)
         read[name] = (examples.span, examples.version)
     assert read == {"once": (2, 1), "every day": (3, 1), "the first": (1, 2)}
+
+
+def test_a_multi_label_bundle_is_not_uploaded(multi_label_bundle: Path, bucket: str) -> None:
+    root, there = f"{bucket}/multi-label", f"{bucket}/multi-label-there"
+    text = "is a multi_label model; the pipeline's images have one label each"
+    with pytest.raises(PipelineError, match=text):
+        bundle_for_cluster(multi_label_bundle, root=root)
+    assert remote.files(root) == []
+    remote.send_tree(multi_label_bundle, there)
+    with pytest.raises(PipelineError, match=f"{there} {text}"):
+        bundle_for_cluster(there, root=root)

@@ -64,6 +64,14 @@ def test_no_bundle(run: Run, tmp_path: Path, home: Path) -> None:
     assert sorted(path.name for path in home.iterdir()) == ["mlflow.db"]
 
 
+def test_several_labels_an_image_are_refused(run: Run, multi_label_bundle: Path, home: Path) -> None:
+    with pytest.raises(
+        PipelineError, match=r"/multi-label is a multi_label model; the pipeline's images have"
+    ):
+        run(multi_label_bundle)
+    assert not (home / "pipeline").exists()
+
+
 def test_no_data(run: Run, make_bundle: Callable[..., Path], tmp_path: Path, home: Path) -> None:
     with pytest.raises(PipelineError, match="no data folder at "):
         run(make_bundle(), data_root=tmp_path / "nothing")
