@@ -6,6 +6,8 @@ every probability that is served is wrong while every parity gate is green: the 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,58 @@ _PROBABILITIES = frozenset({"Softmax", "Sigmoid"})
 #: float16's steps near 1 are 0.0005.
 _SAME_PROBABILITY = 2e-3
 _ROW_SUM = 1e-2
+
+
+def choose_output(proto: Any, wanted: str | None, file: Path) -> None:
+    """Leave the output with the logits, and of the graph what it needs.
+
+    Args:
+        proto: onnx.ModelProto; changed.
+        wanted: The output's name; None: the only one.
+        file: Where it came from, for the message.
+
+    Raises:
+        ExportError: Several outputs and no name, or a name that none has.
+    """
+    graph = proto.graph
+    names = [value.name for value in graph.output]
+    if wanted is None and len(names) != 1:
+        raise ExportError(
+            f"{file} has {len(names)} outputs ({', '.join(names)}); say which with --onnx-output NAME"
+        )
+    if wanted is not None and wanted not in names:
+        raise ExportError(f"{file} has no output {wanted!r}; it has {', '.join(names)}")
+    _keep(graph.output, lambda value: value.name == (wanted or names[0]))
+    prune(graph)
+
+
+def prune(graph: Any) -> None:
+    """Drop the nodes and weights of an onnx.GraphProto that its outputs do not need; its inputs stay."""
+    needed = {value.name for value in graph.output}
+    # Nodes are in an order in which they can be computed: ONNX's checker sees to it. "" is an input left out.
+    for node in reversed(graph.node):
+        if needed.intersection(node.output):
+            needed |= _reads(node) - {""}
+    _keep(graph.node, lambda node: bool(needed.intersection(node.output)))
+    inputs = {value.name for value in graph.input}
+    _keep(graph.initializer, lambda tensor: tensor.name in needed or tensor.name in inputs)
+
+
+def _keep(entries: Any, wanted: Callable[[Any], bool]) -> None:
+    """Of a repeated field the entries that are wanted."""
+    for place in reversed(range(len(entries))):
+        if not wanted(entries[place]):
+            del entries[place]
+
+
+def _reads(node: Any) -> set[str]:
+    """What a node reads, the graphs inside it too: those see the values around them."""
+    names = set(node.input)
+    for attribute in node.attribute:
+        for graph in [attribute.g, *attribute.graphs]:
+            names |= {value.name for value in graph.output}
+            names = names.union(*(_reads(inner) for inner in graph.node))
+    return names
 
 
 def cut_probabilities(proto: Any) -> str | None:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from isthmus.export.errors import ExportError
-from isthmus.export.torch_half.foreign_ending import check_cut, cut_probabilities
+from isthmus.export.torch_half.foreign_ending import check_cut, choose_output, cut_probabilities
 
 #: ONNX's own operators; everything else is a library of somebody's.
 _DOMAINS = frozenset({"", "ai.onnx"})
@@ -99,7 +99,7 @@ def read(
     layout, size = _layout(dims, input_size, image.name, file)
     batch = dims[0] if isinstance(dims[0], int) and dims[0] > 0 else None
     _set_size(image, layout, size)
-    _choose_output(proto, output, file)
+    choose_output(proto, output, file)
     notes = [
         f"{file}: {layout} images {list(size)}, opset {_opset(proto)}, by {proto.producer_name or 'unknown'}"
     ]
@@ -235,22 +235,6 @@ def _set_size(image: Any, layout: str, size: tuple[int, int, int]) -> None:
     dims = image.type.tensor_type.shape.dim
     for place, value in zip((1, 2, 3), size if layout == "NCHW" else (*size[1:], size[0]), strict=True):
         dims[place].dim_value = value
-
-
-def _choose_output(proto: Any, wanted: str | None, file: Path) -> None:
-    """The chosen output; the others are dropped."""
-    names = [value.name for value in proto.graph.output]
-    if wanted is None and len(names) != 1:
-        raise ExportError(
-            f"{file} has {len(names)} outputs ({', '.join(names)}); say which with --onnx-output NAME"
-        )
-    if wanted is not None and wanted not in names:
-        raise ExportError(f"{file} has no output {wanted!r}; it has {', '.join(names)}")
-    chosen = proto.graph.output[names.index(wanted)] if wanted else proto.graph.output[0]
-    kept = type(chosen)()
-    kept.CopyFrom(chosen)
-    del proto.graph.output[:]
-    proto.graph.output.append(kept)
 
 
 def _with_logits(found: ForeignModel, file: Path, *, cut: bool) -> ForeignModel:

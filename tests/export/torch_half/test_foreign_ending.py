@@ -130,6 +130,63 @@ def test_the_served_probabilities_are_those_of_the_file(ending: str, tmp_path: P
     ) or ending in ("twice", "of_sigmoid")
 
 
+def _add_label(model: Any) -> None:
+    """A label beside the probabilities, as scikit-learn's and many exports of Keras give it."""
+    graph = model.graph
+    stored = numpy_helper.from_array(np.ones((2, 2), np.float32), "of_the_label_only")
+    graph.initializer.append(stored)
+    graph.node.extend(
+        [
+            helper.make_node("ArgMax", ["v2"], ["label"], axis=1, keepdims=0),
+            helper.make_node("MatMul", [stored.name, stored.name], ["unrelated"]),
+        ]
+    )
+    graph.output.insert(0, helper.make_tensor_value_info("label", TensorProto.INT64, ["n"]))
+
+
+def test_an_output_with_labels_goes_with_all_that_only_it_needs(tmp_path: Path) -> None:
+    file = classifier(tmp_path / "m.onnx", [RESHAPE, ("Softmax", {"axis": 1}, [])])
+    wanted = as_it_came(file)
+    model = onnx.load(file)
+    _add_label(model)
+    onnx.save(model, file)
+    checkpoint = adopted(tmp_path, file, onnx_output="v2")
+    assert checkpoint.origin["cut_off"] == "Softmax"
+    done = cross(checkpoint, IMAGES, tmp_path / "model.onnx", ExportConfig(), paths=list("abcdef"))
+    np.testing.assert_allclose(served(done.answers, "single_label"), wanted, atol=1e-6)
+    kept = onnx.load(checkpoint.weights).graph
+    assert not {"ArgMax", "MatMul"}.intersection(node.op_type for node in kept.node)
+    assert "of_the_label_only" not in {tensor.name for tensor in kept.initializer}
+
+
+def test_what_a_graph_inside_a_node_reads_is_kept(tmp_path: Path) -> None:
+    file = classifier(tmp_path / "m.onnx", [RESHAPE])
+    model = onnx.load(file)
+    branches = [
+        helper.make_graph(
+            [helper.make_node(operator, ["v1", "half"], ["inner"])],
+            operator,
+            [],
+            [helper.make_tensor_value_info("inner", FLOAT, ["n", 4])],
+        )
+        for operator in ("Mul", "Add")
+    ]
+    model.graph.initializer.extend(
+        [
+            numpy_helper.from_array(np.array(0.5, np.float32), "half"),
+            numpy_helper.from_array(np.array(True), "yes"),
+        ]
+    )
+    model.graph.node.append(
+        helper.make_node("If", ["yes"], ["chosen"], then_branch=branches[0], else_branch=branches[1])
+    )
+    wanted = 0.5 * as_it_came(file)
+    model.graph.output.append(helper.make_tensor_value_info("chosen", FLOAT, ["n", 4]))
+    onnx.save(model, file)
+    found = foreign_onnx.read(file, output="chosen")
+    np.testing.assert_allclose(found.answers(IMAGES), wanted, atol=1e-5)
+
+
 @pytest.mark.parametrize("head", [None, "single_label", "multi_label"])
 def test_probabilities_that_cannot_be_cut_are_refused(head: str | None, tmp_path: Path) -> None:
     checkpoint = adopted(tmp_path, classifier(tmp_path / "m.onnx", WRITTEN_OUT), head=head)
