@@ -94,10 +94,11 @@ def read(
     proto = _parse(file)
     _check_operators(proto, file)
     proto = _checked(_inlined(proto), file)
+    _open_dims(proto.graph)
     image = _image_input(proto, file)
     dims = [_dim(dim) for dim in image.type.tensor_type.shape.dim]
     layout, size = _layout(dims, input_size, image.name, file)
-    batch = dims[0] if isinstance(dims[0], int) and dims[0] > 0 else None
+    batch = dims[0] if isinstance(dims[0], int) else None
     _set_size(image, layout, size)
     choose_output(proto, output, file)
     notes = [
@@ -199,6 +200,14 @@ def _image_input(proto: Any, file: Path) -> Any:
             "float32 and without its own preprocessing"
         )
     return inputs[0]
+
+
+def _open_dims(graph: Any) -> None:
+    """Sizes of -1 and 0 are how some exporters write an open one."""
+    for value in [*graph.input, *graph.output, *graph.value_info]:
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.HasField("dim_value") and dim.dim_value <= 0:
+                dim.ClearField("dim_value")
 
 
 def _dim(dim: Any) -> int | str:

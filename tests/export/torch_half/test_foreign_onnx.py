@@ -95,6 +95,27 @@ def test_open_height_and_width_need_a_size(tmp_path: Path) -> None:
         foreign_onnx.read(file, input_size=[3, 9, 9])
 
 
+@pytest.mark.parametrize("open_size", [-1, 0])
+def test_sizes_of_minus_one_and_zero_are_open_ones(open_size: int, tmp_path: Path) -> None:
+    def write_as_size(model: Any) -> None:
+        for value in (*model.graph.input, *model.graph.output):
+            for dim in value.type.tensor_type.shape.dim:
+                if dim.dim_param:
+                    dim.dim_value = open_size
+
+    file = classifier(tmp_path / "m.onnx", size=("h", "w"), change=write_as_size)
+    with pytest.raises(ExportError, match=r"leaves height and width open .*--set model\.input_size="):
+        foreign_onnx.read(file)
+    found = foreign_onnx.read(file, input_size=[3, 6, 4])
+    assert (found.input_size, found.batch) == ((3, 6, 4), None)
+    answers = found.answers(IMAGES)
+    session = onnxruntime.InferenceSession(
+        normalized(found, images=IMAGES, reference=answers).SerializeToString()
+    )
+    (got,) = session.run(["logits"], {"images": np.ascontiguousarray(IMAGES.transpose(0, 3, 1, 2))})
+    np.testing.assert_allclose(got, answers, rtol=1e-5, atol=1e-5)
+
+
 def _foreign_domain(model: Any) -> None:
     model.graph.node[0].domain = "com.example"
     model.graph.node[0].name = "first"
