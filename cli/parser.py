@@ -168,7 +168,8 @@ def _add_predict(actions: Any) -> None:
     command.add_argument(
         "--data", required=True, metavar="DIR|FILE", help="a folder of images, or TFRecords of Examples"
     )
-    command.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of Parquet files")
+    # Not a Path, which makes s3:/bucket of s3://bucket.
+    command.add_argument("--output", required=True, metavar="DIR", help="folder of Parquet files, no URI")
     command.add_argument(
         "--batch-size", type=int, default=64, metavar="N", help="images a call; default: %(default)s"
     )

@@ -27,7 +27,7 @@ from isthmus.export.bundle import MANIFEST_COPIES
 from isthmus.lineage.files import OUTSIDE_DIGEST, canonical_json, sha256_text, tree_digest, write_json
 from isthmus.lineage.models import read_manifest
 from isthmus.tfx_pipeline import prediction_inputs, remote
-from isthmus.tfx_pipeline.beam_options import beam_args
+from isthmus.tfx_pipeline.beam_options import beam_args, runs_elsewhere
 from isthmus.tfx_pipeline.errors import PipelineError
 from isthmus.tfx_pipeline.imports import torch_kept_out
 from isthmus.tfx_pipeline.publishing import READY, versions
@@ -96,7 +96,7 @@ def predict(
     *,
     model: str,
     data: str,
-    output: Path,
+    output: str | Path,
     home: Path,
     tracking_uri: str | None = None,
     batch_size: int = 64,
@@ -110,13 +110,15 @@ def predict(
         model: A pushed version's folder, the serving folder above it (its newest version), the same in an object
             store, or a registered version: `models:/NAME@ALIAS`, `models:/NAME/NUMBER`.
         data: See `prediction_inputs.find`.
-        output: The folder; made when it is not there.
+        output: The folder, of this machine or on a file system that the workers share with it; made when it is not
+            there.
         home: Home folder, where the registry is unless `tracking_uri` says otherwise.
         tracking_uri: MLflow store of a registered version.
         batch_size: Images a call of the model.
         shard_size: Images a Parquet file: what a killed run may lose.
         workers: Processes.
-        further_beam_args: More options for Beam, such as a runner.
+        further_beam_args: More options for Beam, such as a runner. One that works elsewhere needs a model's folder that
+            its workers see: nothing is sent to them but its path.
 
     Raises:
         PipelineError: The model, the data or the output cannot be used.
@@ -125,7 +127,12 @@ def predict(
     for option, value in (("batch-size", batch_size), ("shard-size", shard_size), ("workers", workers)):
         if value < 1:
             raise PipelineError(f"--{option} must be ≥ 1, got {value}")
-    with torch_kept_out(), _chosen(model, home=home, tracking_uri=tracking_uri) as chosen:
+    output = _local(output)
+    elsewhere = runs_elsewhere(further_beam_args)
+    with (
+        torch_kept_out(),
+        _chosen(model, home=home, tracking_uri=tracking_uri, shared=elsewhere) as chosen,
+    ):
         inputs = prediction_inputs.find(data, shard_size=shard_size)
         missing = _missing(output, chosen, inputs)
         called = chosen.name if chosen.version is None else f"{chosen.name} version {chosen.version}"
@@ -137,18 +144,35 @@ def predict(
         if missing:
             options = beam_args(workers=min(workers, len(missing)), further=further_beam_args)
             _run(missing, len(inputs.shards), chosen, output, batch_size=batch_size, options=options)
+            check_written(output, len(inputs.shards), elsewhere=elsewhere)
         seconds = time.monotonic() - started
     return _summary(output, len(inputs.shards), len(missing), seconds=seconds, model=called)
 
 
+def _local(output: str | Path) -> Path:
+    if remote.is_remote(output := str(output)):
+        raise PipelineError(
+            f"--output {output}: predictions are written to a folder of this machine, or to one on a file system that "
+            "it shares with Beam's workers; give such a path and copy the files from there"
+        )
+    return Path(output)
+
+
 @contextmanager
-def _chosen(model: str, *, home: Path, tracking_uri: str | None) -> Iterator[Chosen]:
-    """The model on this machine, checked; a copy that had to be fetched is removed at the end."""
+def _chosen(model: str, *, home: Path, tracking_uri: str | None, shared: bool) -> Iterator[Chosen]:
+    """The model on this machine, checked; a copy that had to be fetched is removed at the end.
+
+    With `shared` such a copy is refused: workers on other machines would look for it in vain.
+    """
     with tempfile.TemporaryDirectory(prefix="isthmus-model-") as scratch:
+        if shared and remote.is_remote(model):
+            raise _not_shared(model)
         if model.startswith("models:/"):
             folder, version = _registered(model, Path(scratch), home=home, tracking_uri=tracking_uri)
         else:
             folder, version = _folder(model, Path(scratch))
+        if shared and folder.is_relative_to(scratch):
+            raise _not_shared(model)
         manifest = read_manifest(folder)
         if manifest is None:
             raise PipelineError(
@@ -165,6 +189,14 @@ def _chosen(model: str, *, home: Path, tracking_uri: str | None) -> Iterator[Cho
             manifest_digest=sha256_text(canonical_json(manifest)),
             saved_model_digest=digest,
         )
+
+
+def _not_shared(model: str) -> PipelineError:
+    return PipelineError(
+        f"--model {model} had to be fetched to this machine's temporary folder, which the workers of the --runner that "
+        "was asked for need not see; copy the version's folder to a path that they share with this machine, and give "
+        "--model that path"
+    )
 
 
 def _registered(
@@ -304,6 +336,30 @@ def table_of(answers: Answers, chosen: dict[str, Any]) -> pa.Table:
             "manifest_digest": pa.array([chosen["manifest_digest"]] * num_rows, pa.string()),
         }
     )
+
+
+def check_written(output: Path, total: int, *, elsewhere: bool) -> None:
+    """Look for every file of a run that ended well.
+
+    Args:
+        output: The folder.
+        total: How many files there must be.
+        elsewhere: Whether workers on other machines wrote them.
+
+    Raises:
+        PipelineError: Some are not there.
+    """
+    lost = [
+        name
+        for name in (part_name(number, total) for number in range(total))
+        if not (output / name).is_file()
+    ]
+    if lost:
+        why = "the engine's workers wrote them to disks of their own; " if elsewhere else ""
+        raise PipelineError(
+            f"{len(lost)} of {total} files are not in {output} after the run, for instance {lost[0]}: {why}"
+            "give an --output that all workers share with this machine, or run without --beam-arg=--runner=…"
+        )
 
 
 def _summary(output: Path, total: int, num_new: int, *, seconds: float, model: str) -> Predictions:

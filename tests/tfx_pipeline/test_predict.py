@@ -20,7 +20,7 @@ from isthmus.lineage import registry, tracking
 from isthmus.lineage.files import canonical_json, sha256_text
 from isthmus.tfx_pipeline import publishing
 from isthmus.tfx_pipeline.errors import PipelineError
-from isthmus.tfx_pipeline.predict import Predictions, predict
+from isthmus.tfx_pipeline.predict import Predictions, check_written, part_name, predict
 
 Run = Callable[..., Predictions]
 
@@ -186,6 +186,21 @@ def test_the_model_may_be_a_serving_folder_a_store_or_a_registered_version(
     registered = run(model="models:/colours@champion", data=data, output=tmp_path / "registered")
     assert rows_of(registered) == rows_of(local)
 
+    # Workers elsewhere get the path, and a path in a temporary folder says nothing to them.
+    registry.register_version(
+        name="stored",
+        manifest=bundles.load(bundle).manifest,
+        bundle=bundle,
+        pushed_path=f"{place}/{stored}",
+        served_version=stored,
+    )
+    elsewhere = {"data": data, "further_beam_args": ("--runner=FlinkRunner",), "output": tmp_path / "flink"}
+    with pytest.raises(
+        PipelineError, match=r"^--model models:/stored@champion had to be fetched to this .* copy the"
+    ):
+        run(model="models:/stored@champion", **elsewhere)
+    assert not (tmp_path / "flink").exists()
+
 
 @pytest.mark.parametrize(
     ("arguments", "text"),
@@ -198,6 +213,14 @@ def test_the_model_may_be_a_serving_folder_a_store_or_a_registered_version(
         (
             {"model": "models:/colours"},
             "--model models:/colours: write models:/NAME@ALIAS or models:/NAME/NUMBER",
+        ),
+        (
+            {"output": "gs://answers/today"},
+            "--output gs://answers/today: predictions are written to a folder of this machine, or to one",
+        ),
+        (
+            {"model": "s3://models/digits", "further_beam_args": ("--runner", "FlinkRunner")},
+            "--model s3://models/digits had to be fetched to this machine's temporary folder, which the workers",
         ),
         ({"data": "/nowhere"}, "no images and no TFRecords in /nowhere; give a folder of images"),
     ],
@@ -217,6 +240,18 @@ def test_a_model_that_was_changed_is_refused(
         PipelineError, match="is damaged: its files are not those that its manifest describes"
     ):
         run(model=str(saved_model))
+
+
+def test_an_output_that_the_workers_do_not_share_is_said(tmp_path: Path) -> None:
+    """An engine's workers may have written, each to a disk of its own."""
+    (tmp_path / part_name(1, 3)).touch()
+    with pytest.raises(
+        PipelineError, match=r"^2 of 3 files are not in .* part-00000-of-00003.parquet: the engine's"
+    ):
+        check_written(tmp_path, 3, elsewhere=True)
+    for number in (0, 2):
+        (tmp_path / part_name(number, 3)).touch()
+    check_written(tmp_path, 3, elsewhere=True)
 
 
 def test_an_output_with_other_files_is_left_alone(run: Run, tmp_path: Path) -> None:
