@@ -1,4 +1,10 @@
-"""Element by element: arithmetic, comparison, logic, casts."""
+"""Element by element: arithmetic, comparison, logic, casts, and the two operators around a QDQ model's floats.
+
+QuantizeLinear and DequantizeLinear: integer weights are dequantised while converting, as everything is that is given
+constants. Between the two an activation really has 8 or 16 bits: ONNX Runtime's answer, rounding and saturation
+included, as long as it too takes the file by its word. Its optimisers make products of integers of the operators in
+between; those accumulate exactly, and a value on the edge of two levels may then come out one level apart.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +17,7 @@ import tensorflow as tf
 
 from isthmus.export.tf_half.direct.graph import Node
 from isthmus.export.tf_half.direct.layout import elementwise
-from isthmus.export.tf_half.direct.registry import Handler, op
+from isthmus.export.tf_half.direct.registry import Handler, constant_input, op
 from isthmus.export.tf_half.direct.values import Value
 
 
@@ -203,3 +209,73 @@ def _clip(x: Value, low: Value | None, high: Value | None) -> Value:
     if high is not None:
         x = elementwise(tf.minimum, x, high)
     return x
+
+
+_QUANTISED = ("int8", "uint8", "int16", "uint16")
+
+
+@op("QuantizeLinear", since=10)
+def quantize_linear(node: Node, x: Value, scale: Value, zero_point: Value | None = None) -> Value:
+    """saturate(round(x / scale) + zero_point), halves to even; one scale, or one for each place of `axis`."""
+    scales, zeros = _parameters(node, x, scale, zero_point)
+    dtype = _result_type(node, zeros)
+    limits = np.iinfo(dtype)
+    zeros = np.zeros((), np.float32) if zeros is None else zeros.astype(np.float32)
+    if x.dtype != tf.float32:
+        raise node.unsupported(f"its input is {x.dtype.name}; lowered from float32")
+    steps = elementwise(lambda tensor, step: tf.round(tensor / step), x, Value.const(scales))
+    moved = elementwise(tf.add, steps, Value.const(zeros)) if zeros.any() else steps
+    return elementwise(
+        lambda tensor: tf.cast(
+            tf.clip_by_value(tensor, np.float32(limits.min), np.float32(limits.max)), dtype
+        ),
+        moved,
+    )
+
+
+@op("DequantizeLinear", since=10)
+def dequantize_linear(node: Node, x: Value, scale: Value, zero_point: Value | None = None) -> Value:
+    """(x - zero_point) * scale in float32."""
+    scales, zeros = _parameters(node, x, scale, zero_point)
+    if x.dtype.name not in (*_QUANTISED, "int32"):
+        raise node.unsupported(f"its input is {x.dtype.name}; lowered from {', '.join(_QUANTISED)} and int32")
+    # Differences of 16 bits fit into int32, and those of a bias, which int32 is for, have no zero point.
+    steps = elementwise(lambda tensor: tf.cast(tensor, tf.int32), x)
+    if zeros is not None and zeros.any():
+        steps = elementwise(tf.subtract, steps, Value.const(zeros.astype(np.int32)))
+    return elementwise(lambda tensor, step: tf.cast(tensor, tf.float32) * step, steps, Value.const(scales))
+
+
+def _parameters(
+    node: Node, x: Value, scale: Value, zero_point: Value | None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Scale and zero point as they broadcast against x."""
+    scales = constant_input(node, scale, "scale")
+    zeros = None if zero_point is None else constant_input(node, zero_point, "zero point")
+    if node.attrs.get("block_size", 0):
+        raise node.unsupported("block_size: one scale for each block of an axis")
+    if scales.dtype != np.float32:
+        raise node.unsupported(f"its scale is {scales.dtype}; lowered with float32")
+    if zeros is not None and zeros.size != scales.size:
+        raise node.unsupported(f"{scales.size} scales and {zeros.size} zero points")
+    if scales.size == 1:
+        return scales.reshape(()), None if zeros is None else zeros.reshape(())
+    axis = node.attrs.get("axis", 1) % x.rank
+    if scales.ndim != 1 or x.shape[axis] != scales.size:
+        raise node.unsupported(f"scales of shape {scales.shape} for axis {axis} of {x.shape}")
+    shape = (-1, *(1,) * (x.rank - 1 - axis))
+    return scales.reshape(shape), None if zeros is None else zeros.reshape(shape)
+
+
+def _result_type(node: Node, zeros: np.ndarray | None) -> np.dtype:
+    """The element type of QuantizeLinear's output: the zero point's, else the attribute's, else uint8."""
+    import onnx
+
+    dtype = np.dtype(np.uint8)
+    if zeros is not None:
+        dtype = zeros.dtype
+    elif node.attrs.get("output_dtype", 0):
+        dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(node.attrs["output_dtype"]))
+    if dtype.name not in _QUANTISED:
+        raise node.unsupported(f"it gives {dtype.name}; lowered to {', '.join(_QUANTISED)}")
+    return dtype
