@@ -150,8 +150,8 @@ class BatchedModel:
         """`SavedModel.run`, together with other requests.
 
         Raises:
-            RequestError: also INVALID_ARGUMENT for inputs without rows, of different numbers of rows, or with
-                more rows than max_batch_size; UNAVAILABLE when the queue is full.
+            RequestError: also INVALID_ARGUMENT without inputs, for inputs without rows, of different numbers
+                of rows, or with more rows than max_batch_size; UNAVAILABLE when the queue is full.
         """
         _check_rows(feeds)
         fetched = tuple(dict.fromkeys(fetches))
@@ -165,7 +165,7 @@ class BatchedModel:
         from tensorflow.errors import OpError
 
         metrics, path, started = self._metrics, str(self.path), time.perf_counter()
-        num_rows = feeds[0][1].shape[0] if feeds else 0
+        num_rows = feeds[0][1].shape[0]
         number, call = next(_call_numbers), _Call()
         queue.calls[number] = call
         metrics.batching_input(model_path=path, num_rows=num_rows)
@@ -288,6 +288,8 @@ def _callable_options(placeholders: Any, outputs: Any, timeout_ms: int) -> Any:
 
 def _check_rows(feeds: Feeds) -> None:
     """BatchingSession's own checks and texts."""
+    if not feeds:
+        raise RequestError(Code.INVALID_ARGUMENT, "Batching Run() must have at least one input tensor")
     sizes = []
     for _, value in feeds:
         if not value.ndim:

@@ -221,6 +221,7 @@ def write_echo(path: Path) -> None:
     )
     add("uneven", {"x": vector}, lambda x: {"one": x[:1], "all": x + 0.0})
     add("scalar", {"x": vector}, lambda x: {"total": tf.reduce_sum(x)})
+    add("no_inputs", {}, lambda: {"y": tf.constant([1.0])})
     add("division", {"x": vector}, lambda x: {"y": x / tf.constant(0.0)})
     add(
         "fails",

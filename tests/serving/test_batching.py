@@ -116,6 +116,15 @@ def test_different_numbers_of_rows(make: Make) -> None:
         predict(make(), "pair", inputs)
 
 
+def test_a_signature_without_inputs(make: Make) -> None:
+    with pytest.raises(RequestError) as caught:
+        predict(make(), "no_inputs", {})
+    assert (caught.value.code, caught.value.message) == (
+        Code.INVALID_ARGUMENT,
+        "Batching Run() must have at least one input tensor",
+    )
+
+
 def test_outputs_without_rows(make: Make) -> None:
     with pytest.raises(RequestError, match="Batched output tensor has 0 dimensions"):
         echo(make(), [1.0, 2.0], "scalar")
