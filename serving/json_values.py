@@ -134,7 +134,7 @@ class Filler:
         if dtype == DT_STRING:
             if not isinstance(value, str):
                 raise _type_error(value, dtype)
-            return value.encode("utf-8", "surrogatepass")
+            return value.encode("utf-8", "surrogateescape")
         if dtype == _DT_BOOL:
             if not isinstance(value, bool):
                 raise _type_error(value, dtype)
@@ -204,7 +204,7 @@ def _dense_leaves(leaves: Sequence[Any], kinds: set[type], dtype: int) -> Array 
         return np.array(leaves, np.bool_)
     if dtype == DT_STRING and kinds == {str}:
         strings = np.empty(len(leaves), object)
-        strings[:] = [leaf.encode("utf-8", "surrogatepass") for leaf in leaves]
+        strings[:] = [leaf.encode("utf-8", "surrogateescape") for leaf in leaves]
         return strings
     return None
 

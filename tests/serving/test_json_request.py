@@ -71,6 +71,14 @@ def test_narrow_integers_wrap_as_int_val_does() -> None:
     assert parse({"inputs": [300, -1]}, x="uint8").inputs["x"].tolist() == [44, 255]
 
 
+@pytest.mark.parametrize("strings", [b'"a\xffb"', b'["a\xffb", "c"]', b'"\xed\xa0\x80"', b'"\xc3\xa4\xc3"'])
+def test_strings_that_are_no_utf8_arrive_byte_by_byte(strings: bytes) -> None:
+    """Both the dense path (a list of strings) and the careful one (a string alone)."""
+    body = parse_predict(b'{"inputs": ' + strings + b"}", lambda _signature: {"x": SimpleNamespace(dtype=7)})
+    wanted = [text.strip(b' "[]') for text in strings.split(b",")]
+    assert np.ravel(body.inputs["x"]).tolist() == wanted
+
+
 @pytest.mark.parametrize(
     ("text", "data"),
     [("YWI=", b"ab"), ("YWI", b"ab"), ("Y W\nI=", b"ab"), ("", b"")],
