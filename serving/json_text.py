@@ -1,12 +1,14 @@
 """JSON text as RapidJSON reads and writes it: NaN and Infinity literals, its parse errors, its pretty
 printer.
 
-Reading tries the fast parsers first; only a text that they refuse is read by `rapidjson_reader`, which knows
-RapidJSON's error texts and offsets.
+Reading tries the fast parsers first; a text that they refuse, or might read as something else than RapidJSON, is read
+by `rapidjson_reader`, which knows RapidJSON's error texts and offsets.
 """
 
 import json
 import math
+import re
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,7 @@ from isthmus.serving import rapidjson_reader
 
 __all__ = ["decimal", "decimals", "parse", "pretty", "quoted", "type_name"]
 
-# Above this size a text that orjson refuses (mostly for its NaNs) is given to the standard library's C
+# Above this size a text that orjson cannot read (mostly for its NaNs) is given to the standard library's C
 # scanner before the careful reader: a megabyte of NaNs would take that one seconds.
 _CAREFUL_BELOW_BYTES = 1 << 16
 _INDENT = "    "
@@ -29,15 +31,66 @@ def parse(text: bytes) -> Any:
         RequestError: INVALID_ARGUMENT `JSON Parse error: … at offset: …`.
     """
     try:
-        return orjson.loads(text)
+        value = orjson.loads(text)
+        if _has_all_members(value, text.count(b":")):
+            return value
+        is_scanned = True
     except orjson.JSONDecodeError:
-        pass
-    if len(text) >= _CAREFUL_BELOW_BYTES and b"Inf" not in text.replace(b"Infinity", b""):
+        is_scanned = len(text) >= _CAREFUL_BELOW_BYTES and _ESCAPED_SURROGATE.search(text) is None
+    if is_scanned:
         try:
-            return json.loads(text)
+            return _SCANNER.decode(text.decode("utf-8", "surrogateescape"))
         except (ValueError, RecursionError):
             pass
     return rapidjson_reader.parse(text)
+
+
+def _has_all_members(value: Any, num_colons: int) -> bool:
+    """Whether no key of an object can have been dropped: RapidJSON finds the first of its duplicates, orjson the
+    last.
+
+    Each member has a colon in the text; it is enough to find as many members as colons, which a look at the objects
+    alone mostly does (numbers are not looked at one by one). Colons within strings make the answer a False that costs
+    a second reading and nothing else.
+    """
+    level = [value]
+    while level:
+        objects = [one for one in level if type(one) is dict]
+        num_colons -= sum(map(len, objects))
+        if not num_colons:
+            return True
+        inner: list[Iterable[Any]] = [one.values() for one in objects]
+        inner += [one for one in level if type(one) is list]
+        level = [one for elements in inner for one in elements if type(one) in (dict, list)]
+    return False
+
+
+def _first_members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        members = {}
+        for name, value in pairs:
+            members.setdefault(name, value)
+    return members
+
+
+def _integer(digits: str) -> int | float:
+    if len(digits) <= rapidjson_reader.MAX_INTEGER_CHARACTERS and -(2**63) <= (number := int(digits)) < 2**64:
+        return number
+    return _finite(digits)
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        raise ValueError("RapidJSON's error, with its offset, is the careful reader's to word")
+    return number
+
+
+# The standard library's scanner, told what it would read otherwise than RapidJSON: the last of duplicate keys, 1e400 as
+# an infinity, integers of any size. A lone surrogate ("\ud800") it would let pass, too.
+_SCANNER = json.JSONDecoder(object_pairs_hook=_first_members, parse_int=_integer, parse_float=_finite)
+_ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def pretty(value: Any) -> str:

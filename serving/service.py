@@ -188,6 +188,12 @@ class Service:
             return handlers[route.verb](route.model, body)
         except RecursionError as error:
             raise RequestError(Code.INVALID_ARGUMENT, "the JSON is nested too deeply") from error
+        except (ValueError, OverflowError) as error:
+            # A number or a text that no tensor can hold: the client's to change; each should have had its own text.
+            logger.warning("%s of %s: a value was refused late", route.verb, route.model.name, exc_info=True)
+            raise RequestError(
+                Code.INVALID_ARGUMENT, f"the request holds a value that cannot be converted: {error}"
+            ) from error
 
     def _rest_classify(self, ref: ModelRef, body: bytes) -> bytes:
         signature, example_input = json_examples.parse_examples(body)

@@ -57,6 +57,53 @@ def test_duplicate_keys_find_the_first() -> None:
     assert rapidjson_reader.parse(b'{"a": 1, "a": 2}') == {"a": 1}
 
 
+NO_RAPIDJSON = [b"1" + b"0" * 400, b"1e400", b'"\\ud800"', b'"\\uDC00\\ud800"', b"[1,]", b"'a'", b"-9e999"]
+
+
+def large(text: bytes) -> bytes:
+    """A text beyond what the careful reader is asked for first, with a NaN, which orjson refuses."""
+    return b"[NaN" + b", 0.5" * 20_000 + b", " + text + b"]"
+
+
+@pytest.mark.parametrize("text", NO_RAPIDJSON)
+def test_large_texts_fail_as_small_ones_do(text: bytes) -> None:
+    with pytest.raises(RequestError, match=r"^INVALID_ARGUMENT: JSON Parse error: .* at offset: ") as careful:
+        rapidjson_reader.parse(large(text))
+    with pytest.raises(RequestError) as caught:
+        json_text.parse(large(text))
+    assert caught.value.message == careful.value.message
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(str(number).encode() for number in (2**63, 2**64 - 1, 2**64, -(2**63), -(2**63) - 1, 10**300, -0)),
+        b'"\\ud83d\\ude42"',
+        b'"a\xff"',
+        b'{"a": 1, "a": 2, "b": {"c": 1, "c": [1], "d": 2}}',
+        b"Inf",
+        b"-NaN",
+    ],
+)
+def test_large_texts_are_read_as_small_ones_are(text: bytes) -> None:
+    read, careful = json_text.parse(large(text))[-1], rapidjson_reader.parse(text)
+    assert (type(read), repr(read)) == (type(careful), repr(careful))
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        (b'{"a": 1, "a": 2}', {"a": 1}),
+        (b'{"instances": [{"x": [[1]], "x": 2}, {"x": 3}]}', {"instances": [{"x": [[1]]}, {"x": 3}]}),
+        (b'[{"at": "12:30:00", "\\u003a": 1}]', [{"at": "12:30:00", ":": 1}]),
+        (b'{"\\u003a": 1, "a": "\\u003a", "a": ":"}', {":": 1, "a": ":"}),
+    ],
+)
+def test_duplicate_keys_find_the_first_in_every_reader(text: bytes, value: Any) -> None:
+    assert json_text.parse(text) == value
+    assert json_text.parse(large(text))[-1] == value
+
+
 def test_deep_nesting_is_an_error_not_a_crash() -> None:
     with pytest.raises(RequestError, match="Terminate parsing due to Handler error"):
         json_text.parse(b"[" * 100_000)
