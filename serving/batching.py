@@ -1,7 +1,7 @@
 """Requests of one signature run together, by TensorFlow's own C++ batch scheduler (the BatchFunction op).
 
 Around a loaded model stands one small Session per kind of call (what is fed, of what row shape, and what is
-fetched):
+fetched), shared by both wires whatever their time limits:
 
     placeholders -> BatchFunction[queue, timeout, padding, splitting in C++] -> a Python function ->
     SavedModel.run
@@ -14,9 +14,11 @@ was split has rows in several batches, and those of a failed one need not even h
 """
 
 import itertools
+import math
 import threading
 import time
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +39,7 @@ Array = np.ndarray[Any, Any]
 Feeds = Sequence[tuple[str, Array]]
 
 PER_MODEL_FILE = "batching_params.pbtxt"
-# A queue belongs to one row shape; beyond this many of them calls run by themselves.
+# A queue belongs to one row shape; for one more than this, the one that was not used for longest goes.
 _MAX_NUM_QUEUES = 64
 _queue_names = itertools.count()
 _call_numbers = itertools.count()
@@ -118,11 +120,17 @@ def _check(parameters: BatchingParameters, path: Path) -> None:
 class _Call:
     """One request on its way through a queue."""
 
+    timeout_ms: int
+    """Its time limit. 0: none."""
+
+    started: float
+    """When it came, by time.perf_counter."""
+
     error: RequestError | None = None
     """Why one of the batches that hold its rows failed: the first one, as in the original."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Queue:
     """The Session around one BatchFunction, and the callable that goes through it."""
 
@@ -130,6 +138,9 @@ class _Queue:
     run: Any
     calls: dict[int, _Call]
     """Those under way, by the number that their rows carry."""
+
+    num_users: int = 0
+    """Requests that hold it; changed under the model's lock."""
 
 
 class BatchedModel:
@@ -143,8 +154,11 @@ class BatchedModel:
         self.signatures = model.signatures
         self._model = model
         self.parameters = parameters
-        self._queues: dict[Any, _Queue] = {}
+        self._declared = _declared_inputs(model.signatures)
+        # The one used last comes last.
+        self._queues: OrderedDict[Any, _Queue] = OrderedDict()
         self._lock = threading.Lock()
+        self._making = threading.Lock()
 
     def run(self, feeds: Feeds, fetches: Sequence[str], *, timeout_ms: int = 0) -> list[Array]:
         """`SavedModel.run`, together with other requests.
@@ -154,19 +168,23 @@ class BatchedModel:
                 of rows, or with more rows than max_batch_size; UNAVAILABLE when the queue is full.
         """
         _check_rows(feeds)
-        fetched = tuple(dict.fromkeys(fetches))
-        queue = self._queue(feeds, fetched, timeout_ms)
+        feeds, fetched = sorted(feeds, key=_name), tuple(sorted(set(fetches)))
+        queue = self._acquired(feeds, fetched)
         if queue is None:
             return self._model.run(feeds, fetches, timeout_ms=timeout_ms)
-        by_name = dict(zip(fetched, self._through(queue, feeds), strict=True))
+        try:
+            by_name = dict(zip(fetched, self._through(queue, feeds, timeout_ms), strict=True))
+        finally:
+            with self._lock:
+                queue.num_users -= 1
         return [by_name[name] for name in fetches]
 
-    def _through(self, queue: _Queue, feeds: Feeds) -> list[Array]:
+    def _through(self, queue: _Queue, feeds: Feeds, timeout_ms: int) -> list[Array]:
         from tensorflow.errors import OpError
 
         metrics, path, started = self._metrics, str(self.path), time.perf_counter()
         num_rows = feeds[0][1].shape[0]
-        number, call = next(_call_numbers), _Call()
+        number, call = next(_call_numbers), _Call(timeout_ms, started)
         queue.calls[number] = call
         metrics.batching_input(model_path=path, num_rows=num_rows)
         metrics.batching_waiting(model_path=path, change=1)
@@ -189,20 +207,50 @@ class BatchedModel:
         """Close the queues and the model; no call may be under way."""
         for queue in self._queues.values():
             queue.session.close()
-        self._queues = {}
+        self._queues.clear()
         self._model.close()
 
-    def _queue(self, feeds: Feeds, fetches: tuple[str, ...], timeout_ms: int) -> _Queue | None:
+    def _acquired(self, feeds: Feeds, fetches: tuple[str, ...]) -> _Queue | None:
+        """The queue of this kind of call, not closed while its num_users counts the caller; None for what
+        runs by itself: rows of no shape that the signature has (most fail, and need no queue for that), and
+        a further kind while calls of _MAX_NUM_QUEUES others are under way."""
         kind = tuple((name, dtype_number(value), value.shape[1:]) for name, value in feeds)
-        key = (kind, fetches, timeout_ms)
-        queue = self._queues.get(key)
-        if queue is None and len(self._queues) < _MAX_NUM_QUEUES:
-            with self._lock:
-                queue = self._queues.get(key) or self._new_queue(kind, fetches, timeout_ms)
-                self._queues[key] = queue
+        if not fetches or not all(_fits(value, self._declared.get(name)) for name, value in feeds):
+            return None
+        key = (kind, fetches)
+        queue = self._known(key)
+        if queue is None:
+            # Requests of known kinds do not wait for this.
+            with self._making:
+                queue = self._known(key)
+                if queue is None and self._has_room():
+                    queue = self._new_queue(kind, fetches)
+                    queue.num_users = 1
+                    with self._lock:
+                        self._queues[key] = queue
         return queue
 
-    def _new_queue(self, kind: Any, fetches: tuple[str, ...], timeout_ms: int) -> _Queue:
+    def _known(self, key: Any) -> _Queue | None:
+        with self._lock:
+            queue = self._queues.get(key)
+            if queue is not None:
+                queue.num_users += 1
+                self._queues.move_to_end(key)
+            return queue
+
+    def _has_room(self) -> bool:
+        """Whether there may be one more queue; closes an idle one for it."""
+        with self._lock:
+            if len(self._queues) < _MAX_NUM_QUEUES:
+                return True
+            idle = next((key for key, queue in self._queues.items() if not queue.num_users), None)
+            if idle is None:
+                return False
+            queue = self._queues.pop(idle)
+        queue.session.close()
+        return True
+
+    def _new_queue(self, kind: Any, fetches: tuple[str, ...]) -> _Queue:
         import tensorflow as tf
 
         calls: dict[int, _Call] = {}
@@ -212,13 +260,14 @@ class BatchedModel:
         def compute(numbers: Array, *values: Array) -> list[Array]:
             num_rows = len(numbers)
             self._metrics.batch(model_path=str(self.path), num_rows=num_rows)
+            known = [calls.get(number) for number in np.unique(numbers).tolist()]
+            here = [call for call in known if call is not None]
             try:
-                return self._model.run(list(zip(names, values, strict=True)), fetches, timeout_ms=timeout_ms)
+                feeds = list(zip(names, values, strict=True))
+                return self._model.run(feeds, fetches, timeout_ms=_remaining_ms(here))
             except RequestError as error:
-                for number in np.unique(numbers).tolist():
-                    call = calls.get(number)  # none: it gave up waiting
-                    if call is not None and call.error is None:
-                        call.error = error
+                for call in here:
+                    call.error = call.error or error
                 return [_zeros(num_rows, dtype) for dtype in dtypes]
 
         graph = tf.Graph()
@@ -228,7 +277,7 @@ class BatchedModel:
             placeholders = [tf.compat.v1.placeholder(spec.dtype, spec.shape) for spec in specs]
             outputs = self._batch_function(compute, specs, placeholders, [*map(tf.as_dtype, dtypes)])
         session = tf.compat.v1.Session(graph=graph, config=self._session_config())
-        options = _callable_options(placeholders, outputs, timeout_ms)
+        options = _callable_options(placeholders, outputs)
         return _Queue(session, session._make_callable_from_options(options), calls)
 
     def _batch_function(self, compute: Any, specs: Any, placeholders: Any, dtypes: Any) -> Any:
@@ -276,14 +325,52 @@ def _sizes(given: BatchingParameters) -> list[int]:
     return list(range(1, (given.max_execution_batch_size or given.max_batch_size) + 1))
 
 
-def _callable_options(placeholders: Any, outputs: Any, timeout_ms: int) -> Any:
+def _callable_options(placeholders: Any, outputs: Any) -> Any:
     from tensorflow.core.protobuf import config_pb2
 
-    options = config_pb2.CallableOptions(
+    return config_pb2.CallableOptions(
         feed=[tensor.name for tensor in placeholders], fetch=[tensor.name for tensor in outputs]
     )
-    options.run_options.timeout_in_ms = timeout_ms
-    return options
+
+
+def _remaining_ms(calls: Sequence[_Call]) -> int:
+    """How long a batch may compute: the most that one of its calls has left, as in the original. 0: no limit.
+
+    Raises:
+        RequestError: RESOURCE_EXHAUSTED when they have all waited too long.
+    """
+    if not all(call.timeout_ms for call in calls) or not calls:
+        return 0
+    now = time.perf_counter()
+    left = max(call.timeout_ms - (now - call.started) * 1e3 for call in calls)
+    if left <= 0:
+        raise RequestError(Code.RESOURCE_EXHAUSTED, "Run() timeout exceeded while waiting in batching queue")
+    # In steps of a hundredth: the session keeps one RunOptions for each value.
+    step = max(max(call.timeout_ms for call in calls) // 100, 1)
+    return math.ceil(left / step) * step
+
+
+def _declared_inputs(signatures: Mapping[str, Any]) -> dict[str, Any]:
+    """tensorflow.TensorInfo by tensor name."""
+    return {info.name: info for signature in signatures.values() for info in signature.inputs.values()}
+
+
+def _fits(value: Array, info: Any) -> bool:
+    """Whether an array has the type that a TensorInfo declares, and its rows the shape."""
+    if info is None:
+        return True
+    if dtype_number(value) != info.dtype:
+        return False
+    if info.tensor_shape.unknown_rank:
+        return True
+    declared = [dim.size for dim in info.tensor_shape.dim]
+    return len(declared) == value.ndim and all(
+        wanted in (-1, size) for wanted, size in zip(declared[1:], value.shape[1:], strict=True)
+    )
+
+
+def _name(feed: tuple[str, Array]) -> str:
+    return feed[0]
 
 
 def _check_rows(feeds: Feeds) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from isthmus.serving import batching
 from isthmus.serving.batching import BatchedModel, BatchingParameters, read_parameters
 from isthmus.serving.errors import RequestError, ServingError
-from isthmus.serving.inference import predict
+from isthmus.serving.inference import CallOptions, predict
 from isthmus.serving.savedmodel import SavedModel, SessionOptions
 from isthmus.serving.status import Code
 
@@ -197,6 +199,71 @@ def test_a_split_request_of_matrices_fails_with_the_models_text(make: Make) -> N
     model._model.run = fail_every_other  # type: ignore[method-assign]
     with pytest.raises(RequestError, match=r"^RESOURCE_EXHAUSTED: OOM when allocating tensor$"):
         echo(model, np.ones((8, 3)))
+
+
+# ---- the queues ----
+
+
+def test_more_kinds_of_calls_than_queues(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No client turns batching off for the others by asking for ever more kinds: the oldest queue goes."""
+    monkeypatch.setattr(batching, "_MAX_NUM_QUEUES", 3)
+    model = make(max_batch_size=4, allowed_batch_sizes=(4,))
+    for width in (1, 2, 3, 1, 4, 5, 1, 2):
+        assert echo(model, np.full((2, width), width)).tolist() == [[width] * width] * 2
+    assert model.recorded == [4] * 8
+    assert [shape for ((_, _, shape),), _ in model._queues] == [(5,), (1,), (2,)]
+
+
+def test_queues_in_use_stay(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batching, "_MAX_NUM_QUEUES", 1)
+    model = make(max_batch_size=4, allowed_batch_sizes=(4,))
+    run, held, entered = model._model.run, threading.Event(), threading.Event()
+
+    def hold(feeds: Any, fetches: Any, *, timeout_ms: int = 0) -> list[np.ndarray]:
+        if len(feeds[0][1]) == 4:
+            entered.set()
+            assert held.wait(60)
+        return run(feeds, fetches, timeout_ms=timeout_ms)
+
+    model._model.run = hold  # type: ignore[method-assign]
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(echo, model, np.ones((1, 1)))
+        assert entered.wait(60)
+        assert echo(model, np.ones((2, 2))).tolist() == [[1.0, 1.0]] * 2
+        held.set()
+        assert first.result().tolist() == [[1.0]]
+    assert model.recorded == [2, 4]
+
+
+def test_rows_that_the_signature_does_not_have_need_no_queue(make: Make) -> None:
+    """They get what the model alone says, be it an answer (the graph is not asked for its shapes) or an error."""
+    model = make(max_batch_size=8, allowed_batch_sizes=(8,))
+    one, three = np.ones(1, np.float32), np.array([[1, 2, 3]], np.int32)
+    assert predict(model, "pair", {"a": one, "b": three})["sum"].tolist() == [7.0]
+    with pytest.raises(RequestError, match="float") as caught:
+        predict(model, "pair", {"a": np.array([b"x"], object), "b": three[:, :2]})
+    assert caught.value.code is Code.INVALID_ARGUMENT
+    assert model.recorded == [1, 1]
+    assert not model._queues
+
+
+def test_calls_of_other_time_limits_share_a_queue(make: Make) -> None:
+    model = make(max_batch_size=4)
+    for timeout_ms in (0, 60_000, 59_999, 60_001):
+        options = CallOptions(timeout_ms=timeout_ms)
+        (output,) = predict(model, "echo_float32", {"x": np.ones(1, np.float32)}, options).values()
+        assert output.tolist() == [1.0]
+    assert len(model._queues) == 1
+
+
+def test_a_batch_whose_calls_all_waited_too_long_is_not_computed(make: Make) -> None:
+    model = make(max_batch_size=4, batch_timeout_micros=300_000)
+    with pytest.raises(
+        RequestError, match=r"Run\(\) timeout exceeded while waiting in batching queue"
+    ) as caught:
+        predict(model, "echo_float32", {"x": np.ones(1, np.float32)}, CallOptions(timeout_ms=20))
+    assert caught.value.code is Code.RESOURCE_EXHAUSTED
+    assert not model.recorded
 
 
 def test_closing_ends_the_queues_threads(models_root: Path) -> None:
