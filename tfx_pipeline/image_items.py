@@ -144,22 +144,34 @@ def _check_columns(manifest: str, names: Iterable[str]) -> None:
 
 def record_files(path: str, kind: str) -> list[Listed]:
     """The complete TFRecord files of a folder or a pattern, sorted by path."""
-    files = files_matching(path) if "*" in path or "?" in path else []
-    if not files:
-        files = files_matching(path) if "tfrecord" in path.rsplit("/", 1)[-1] else []
-    if not files:
-        files = list(files_below(path))
     mark = ".tfrecord" if kind == "prediction_log" else "tfrecord"
-    return sorted(
-        (each for each in files if mark in each.path.rsplit("/", 1)[-1] and not each.path.endswith(".part")),
-        key=lambda each: each.path,
-    )
+    return [
+        each
+        for each in files_matching(path)
+        if mark in each.path.rsplit("/", 1)[-1] and not each.path.endswith(".part")
+    ]
+
+
+def below_source(path: str, root: str) -> str:
+    """A file's path without what every file of the source has in front.
+
+    Args:
+        path: The file's.
+        root: The source: a folder, a pattern (its folders up to the first with `*` or `?` are fixed), or the file.
+    """
+    if path == root:
+        return path.rsplit("/", 1)[-1]
+    fixed = re.split(r"[*?]", root, maxsplit=1)
+    folder = root.rstrip("/") if len(fixed) == 1 else fixed[0].rpartition("/")[0]
+    return path.removeprefix(folder + "/")
 
 
 def split_of_file(path: str, root: str) -> str | None:
-    """The split that a TFRecord file's folder (below the root) or a word of its name says, if one does."""
-    relative = path.removeprefix(root.rstrip("/") + "/")
-    for part in reversed(relative.split("/")):
+    """The split that a TFRecord file's folder (below the source) or a word of its name says, if one does.
+
+    The folders that the source lies in say nothing: `/data/test/x-*.tfrecord` is not all test images.
+    """
+    for part in reversed(below_source(path, root).split("/")):
         for word in re.split(r"[^A-Za-z]+", part):
             if (split := split_named(word)) is not None:
                 return split
@@ -212,7 +224,7 @@ def items_of_log(file: str, *, root: str) -> Iterator[Item]:
 
 def _numbered(file: str, root: str) -> Iterator[tuple[str, bytes | str]]:
     """(what reports call it, the record or what stands in its place)."""
-    relative = file.removeprefix(root.rstrip("/") + "/")
+    relative = below_source(file, root)
     for number, record in enumerate(tfrecords.read(file)):
         yield f"{relative}#{number}", record
 

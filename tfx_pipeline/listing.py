@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import os
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -52,13 +53,16 @@ def files_below(root: str) -> Iterator[Listed]:
         folders.extend(reversed(below))
 
 
-def files_matching(pattern: str) -> list[Listed]:
-    """The files of a pattern with `*` and `?`, sorted; a path without either is itself.
+def files_matching(path: str) -> list[Listed]:
+    """The files of a pattern with `*` and `?`, a file itself, or all files below a folder; sorted by path.
 
     Raises:
         PipelineError: As `files_below`.
     """
-    return sorted(_matched(pattern), key=lambda each: each.path)
+    found = _matched(path)
+    if not found and (os.path.isdir(path) or (is_remote(path) and not re.search(r"[*?]", path))):
+        found = list(files_below(path))
+    return sorted(found, key=lambda each: each.path)
 
 
 def names_below(folder: str) -> set[str]:
@@ -108,7 +112,10 @@ def _matched(pattern: str) -> list[Listed]:
     if not is_remote(pattern):
         folder, name = os.path.split(pattern)
         names = fnmatch.filter(os.listdir(folder), name) if os.path.isdir(folder) else []
-        states = [(path, os.stat(path)) for path in (os.path.join(folder, name) for name in names)]
+        # A name such as a[1].csv is no pattern that matches itself.
+        candidates = [pattern] if os.path.isfile(pattern) else [os.path.join(folder, name) for name in names]
+        paths = [path for path in candidates if os.path.isfile(path)]
+        states = [(path, os.stat(path)) for path in paths]
         return [Listed(path, state.st_size, state.st_mtime) for path, state in states]
     from apache_beam.io.filesystem import BeamIOError
     from apache_beam.io.filesystems import FileSystems
