@@ -60,6 +60,19 @@ class Metrics:
         with self._lock:
             self._observe(_RUNTIME_LATENCY, (model, api, "TF1"), duration_us)
 
+    def signature(self, *, model: str, signature: str, api: str, entrypoint: str, duration_us: float) -> None:
+        """One computation of a signature that the model has (names that clients make up are no labels).
+
+        Args:
+            model: its name.
+            signature: the signature's name; serving_default when the client named none.
+            api: as in `request`.
+            entrypoint: GRPC or REST.
+            duration_us: from the lookup of the model to its outputs.
+        """
+        with self._lock:
+            self._observe(_SIGNATURE_LATENCY, (model, signature, api, entrypoint), duration_us)
+
     def load_attempt(self, *, model_path: str, succeeded: bool, duration_us: float) -> None:
         """One attempt to load a version."""
         with self._lock:
@@ -142,6 +155,8 @@ _LOAD_LATENCY = ":tensorflow:cc:saved_model:load_latency"
 _REQUEST_LATENCY = ":tensorflow:serving:request_latency"
 _RUNTIME_LATENCY = ":tensorflow:serving:runtime_latency"
 _WARMUP_LATENCY = ":tensorflow:serving:model_warmup_latency"
+# Our own: the original's histograms do not tell a model's signatures apart.
+_SIGNATURE_LATENCY = ":isthmus:serving:signature_latency"
 
 # tensorflow/core/kernels/batching_util reports these; the gauge is our own.
 _INPUT_BATCH_SIZE = ":tensorflow:serving:batching:input_batch_size"
@@ -159,6 +174,7 @@ _HISTOGRAMS: dict[str, Sequence[str]] = {
     _WARMUP_LATENCY: ("model_path", "status"),
     _REQUEST_LATENCY: ("model_name", "API", "entrypoint"),
     _RUNTIME_LATENCY: ("model_name", "API", "runtime"),
+    _SIGNATURE_LATENCY: ("model_name", "signature_name", "API", "entrypoint"),
     _INPUT_BATCH_SIZE: ("model_path",),
     _PROCESSED_BATCH_SIZE: ("model_path",),
     _BATCH_DELAY: ("model_path",),

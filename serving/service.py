@@ -78,20 +78,32 @@ class Service:
         )
 
     @contextmanager
-    def _running(self, ref: ModelRef, api: str) -> Iterator[tuple[LoadedModel, int]]:
-        """The model that ref names; the time within, when all goes well, is a computation's."""
+    def _running(
+        self, ref: ModelRef, api: str, *signatures: str, entrypoint: str = "GRPC"
+    ) -> Iterator[tuple[LoadedModel, int]]:
+        """The model that ref names; the time within, when all goes well, is a computation's, and one of each of the
+        signatures ("" for the default), which the model then has."""
         with self.manager.model(ref) as found:
             started = time.perf_counter()
             annotate(model=ref.name, version=found[1])
             yield found
-            self._metrics.runtime(model=ref.name, api=api, duration_us=(time.perf_counter() - started) * 1e6)
+            duration_us = (time.perf_counter() - started) * 1e6
+        self._metrics.runtime(model=ref.name, api=api, duration_us=duration_us)
+        for signature in {name or DEFAULT_SIGNATURE for name in signatures}:
+            self._metrics.signature(
+                model=ref.name,
+                signature=signature,
+                api=api.lower() if entrypoint == "REST" else api,
+                entrypoint=entrypoint,
+                duration_us=duration_us,
+            )
 
     # ---- gRPC ----
 
     def predict(self, request: Any) -> Any:
         """PredictionService.Predict."""
         spec = _spec(request)
-        with self._running(model_ref(spec), "Predict") as (model, version):
+        with self._running(model_ref(spec), "Predict", spec.signature_name) as (model, version):
             outputs = inference.predict_from_protos(
                 model,
                 spec.signature_name,
@@ -111,7 +123,7 @@ class Service:
         """PredictionService.Classify."""
         spec = _spec(request)
         response = classification_pb2.ClassificationResponse()
-        with self._running(model_ref(spec), "Classify") as (model, version):
+        with self._running(model_ref(spec), "Classify", spec.signature_name) as (model, version):
             result = examples.classify(model, spec.signature_name, request.input, self._grpc_options)
         response.result.CopyFrom(result)
         _fill_spec(response.model_spec, spec, version)
@@ -123,7 +135,7 @@ class Service:
         """PredictionService.Regress."""
         spec = _spec(request)
         response = regression_pb2.RegressionResponse()
-        with self._running(model_ref(spec), "Regress") as (model, version):
+        with self._running(model_ref(spec), "Regress", spec.signature_name) as (model, version):
             result = examples.regress(model, spec.signature_name, request.input, self._grpc_options)
         response.result.CopyFrom(result)
         _fill_spec(response.model_spec, spec, version)
@@ -134,7 +146,8 @@ class Service:
     def multi_inference(self, request: Any) -> Any:
         """PredictionService.MultiInference."""
         ref = model_ref(request.tasks[0].model_spec) if request.tasks else ModelRef("")
-        with self._running(ref, "MultiInference") as (model, version):
+        signatures = [task.model_spec.signature_name for task in request.tasks]
+        with self._running(ref, "MultiInference", *signatures) as (model, version):
             return examples.multi_inference(model, request, version, self._grpc_options)
 
     def reload_config(self, request: Any, *, timeout_s: float | None = None) -> Any:
@@ -197,14 +210,14 @@ class Service:
 
     def _rest_classify(self, ref: ModelRef, body: bytes) -> bytes:
         signature, example_input = json_examples.parse_examples(body)
-        with self._running(ref, "Classify") as (model, _):
+        with self._running(ref, "Classify", signature, entrypoint="REST") as (model, _):
             return json_examples.classifications(
                 examples.classify(model, signature, example_input, self._rest_options)
             )
 
     def _rest_regress(self, ref: ModelRef, body: bytes) -> bytes:
         signature, example_input = json_examples.parse_examples(body)
-        with self._running(ref, "Regress") as (model, _):
+        with self._running(ref, "Regress", signature, entrypoint="REST") as (model, _):
             return json_examples.regressions(
                 examples.regress(model, signature, example_input, self._rest_options)
             )
@@ -217,12 +230,11 @@ class Service:
                 return inference.input_infos(model, signature)
 
         parsed = json_request.parse_predict(body, infos_of)
-        with self._running(ref, "Predict") as (model, version):
-            outputs = inference.predict(model, parsed.signature_name, parsed.inputs, self._rest_options)
+        name = parsed.signature_name
+        with self._running(ref, "Predict", name, entrypoint="REST") as (model, version):
+            outputs = inference.predict(model, name, parsed.inputs, self._rest_options)
         if self._predictions is not None and self._predictions.is_sampled():
-            spec = model_pb2.ModelSpec(
-                name=ref.name, signature_name=parsed.signature_name or DEFAULT_SIGNATURE
-            )
+            spec = model_pb2.ModelSpec(name=ref.name, signature_name=name or DEFAULT_SIGNATURE)
             spec.version.value = version
             self._predictions.predict_arrays(spec, parsed.inputs, outputs)
         return json_response.predictions(outputs, row_format=parsed.row_format)

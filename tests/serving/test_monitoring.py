@@ -105,6 +105,12 @@ def test_metrics_of_requests(monitored: Monitored) -> None:
     assert (
         ':tensorflow:serving:runtime_latency_count{model_name="half",API="Predict",runtime="TF1"}' in counted
     )
+    histogram = ":isthmus:serving:signature_latency_count"
+    seen = {key: counted[key] for key in counted if key.startswith(histogram)}
+    assert seen.keys() == {
+        f'{histogram}{{model_name="half",signature_name="serving_default",API="{api}",entrypoint="{entrypoint}"}}'
+        for api, entrypoint in (("predict", "REST"), ("Predict", "GRPC"))
+    }
     loads = [key for key in counted if key.startswith(":tensorflow:cc:saved_model:load_attempt_count{")]
     assert [counted[key] for key in loads] == ["1"]
     assert 'half_plus_n/3",status="success"' in loads[0]
