@@ -8,7 +8,6 @@ bundle → BundleImporter ─┬→ ParityValidator ─────────�
 
 from __future__ import annotations
 
-import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from isthmus.tfx_pipeline.evaluator import Evaluator
 from isthmus.tfx_pipeline.example_validator import ExampleValidator
 from isthmus.tfx_pipeline.image_example_gen import ImageExampleGen
 from isthmus.tfx_pipeline.parity_validator import ParityValidator
+from isthmus.tfx_pipeline.pipeline_names import cluster_name
 from isthmus.tfx_pipeline.pusher import Pusher
 from isthmus.tfx_pipeline.registrar import Registrar
 from isthmus.tfx_pipeline.server_validator import ServerValidator
@@ -229,11 +229,6 @@ def _publication(
         code=keys.code["Registrar"],
     )
     return pusher, registrar
-
-
-def cluster_name(name: str) -> str:
-    """A name as Kubeflow and Vertex want it: lower case, digits and hyphens, 128 at most."""
-    return re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")[:128]
 
 
 def settings(config: PipelineConfig) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from isthmus.tfx_pipeline.config import PipelineConfig
 from isthmus.tfx_pipeline.errors import NotPushedError, PipelineError
 from isthmus.tfx_pipeline.heads import check_head
 from isthmus.tfx_pipeline.imports import torch_kept_out
+from isthmus.tfx_pipeline.pipeline_names import check_local_name
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -98,6 +99,7 @@ def run_local(
     from isthmus.lineage import signing as signatures
 
     started = time.monotonic()
+    check_local_name(name)
     opened = bundles.load(bundle)
     check_head(opened.manifest, bundle=str(opened.path))
     args = beam_args(workers=config.beam_workers, further=config.beam_args)

@@ -29,6 +29,7 @@ from isthmus.tfx_pipeline.config import PipelineConfig
 from isthmus.tfx_pipeline.errors import PipelineError
 from isthmus.tfx_pipeline.imports import torch_kept_out
 from isthmus.tfx_pipeline.package import Cluster, check_platform, documents
+from isthmus.tfx_pipeline.pipeline_names import check_cluster_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -169,6 +170,7 @@ def prepare(
         PipelineError: The input cannot be used on a cluster; nothing was submitted.
         ExportError: There is no usable bundle.
     """
+    check_cluster_name(name, target.cluster)
     _check(config, tracking_uri, target)
     volumes = config.cluster.volumes
     opened = bundle_for_cluster(bundle, root=target.root, volumes=volumes)

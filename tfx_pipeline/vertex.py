@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 _TIMEOUT_S = 120.0
 
+#: Characters that the API takes for a name that is only shown.
+_DISPLAYED = 128
+
 
 def submit(job: Job, target: Target) -> Submitted:
     """Start a PipelineJob or a schedule of them.
@@ -56,7 +59,7 @@ def submit(job: Job, target: Target) -> Submitted:
         schedule = aiplatform_v1.ScheduleServiceClient(**common).create_schedule(
             parent=parent,
             schedule=aiplatform_v1.Schedule(
-                display_name=job.name,
+                display_name=job.name[:_DISPLAYED],
                 cron=target.schedule,
                 max_concurrent_run_count=1,
                 create_pipeline_job_request={"parent": parent, "pipeline_job": run},
@@ -77,7 +80,7 @@ def _pipeline_job(job: Job, target: Target) -> Any:
     if target.experiment:
         labels["isthmus-experiment"] = cluster_label(target.experiment)
     return aiplatform_v1.PipelineJob(
-        display_name=job.name,
+        display_name=job.name[:_DISPLAYED],
         pipeline_spec=job.pipeline_job["pipelineSpec"],
         runtime_config={"gcs_output_directory": job.pipeline_job["runtimeConfig"]["gcsOutputDirectory"]},
         service_account=target.service_account or "",

@@ -72,6 +72,11 @@ def test_several_labels_an_image_are_refused(run: Run, multi_label_bundle: Path,
     assert not (home / "pipeline").exists()
 
 
+def test_a_name_that_is_too_long(images: Path, home: Path) -> None:
+    with pytest.raises(PipelineError, match=r"has 64 characters, and a pipeline's name 63 at most"):
+        run_local(name="c" * 64, bundle=Path("nothing"), data_root=images, config=PipelineConfig(), home=home)
+
+
 def test_no_data(run: Run, make_bundle: Callable[..., Path], tmp_path: Path, home: Path) -> None:
     with pytest.raises(PipelineError, match="no data folder at "):
         run(make_bundle(), data_root=tmp_path / "nothing")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import socket
 import threading
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import yaml
@@ -461,6 +463,54 @@ def test_a_store_or_a_volume_is_pushed_to(mounted: Path, place: str) -> None:
     job = prepared(mounted, target=kubeflow_target(None), push_to=push_to)
     pusher = tasks_of(job.pipeline_job["pipelineSpec"])["Pusher"]["inputs"]["parameters"]
     assert pusher["base_directory"]["runtimeValue"]["constant"] == f"{push_to}/colours"
+
+
+@pytest.mark.parametrize(
+    ("name", "target", "text"),
+    [
+        (
+            "--",
+            kubeflow_target(None),
+            "the runner kubeflow keeps Latin letters and digits, and there are none",
+        ),
+        (
+            "цвета",
+            vertex_target(None),
+            "the runner vertex keeps Latin letters and digits, and there are none",
+        ),
+        (
+            "_2026_colours",
+            vertex_target(None),
+            "pipelines begin with a letter, and this one would be '2026-col",
+        ),
+    ],
+)
+def test_a_name_that_the_cluster_refuses_is_refused_before_anything_is_read(
+    name: str, target: Target, text: str
+) -> None:
+    with pytest.raises(PipelineError, match=text) as raised:
+        prepared(Path("/nothing"), target=target, name=name)
+    assert str(raised.value).startswith(f"name {name!r}: ")
+    assert "\n" not in str(raised.value)
+
+
+def test_a_long_name_is_cut_to_what_a_job_may_be_called(mounted: Path, api: Api) -> None:
+    name = "My_colours" + "_of-the_rainbow" * 10  # A hyphen would be the last character of what is left.
+    target = kubeflow_target(None)
+    job = prepared(mounted, target=target, name=name)
+    short = job.pipeline_job["pipelineSpec"]["pipelineInfo"]["name"]
+    assert short == "my-colours-of-the-rainbow-of-the-rainbow-of-the-rainbow-of-the"
+    assert job.places["serving"].endswith(f"/{name}")
+    submit(job, vertex_target(api.url))
+    ((_, path, body),) = api.requests
+    (identity,) = parse_qs(urlsplit(path).query)["pipelineJobId"]
+    assert re.fullmatch("[a-z][-a-z0-9]{0,127}", identity)
+    assert body["displayName"] == name[:128]
+
+
+def test_a_name_that_begins_with_a_digit_is_kubeflows(mounted: Path) -> None:
+    job = prepared(mounted, target=kubeflow_target(None), name="2026_colours")
+    assert job.pipeline_job["pipelineSpec"]["pipelineInfo"]["name"] == "2026-colours"
 
 
 def test_only_a_schedule_leaves_the_span_open(mounted: Path) -> None:
