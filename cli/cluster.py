@@ -128,7 +128,7 @@ def _compiled(arguments: argparse.Namespace, target: Target) -> dict[str, Any]:
     from isthmus.tfx_pipeline.package import write_package
 
     logger = logging.getLogger(__name__)
-    recipe = _recipe(arguments)
+    recipe = recipe_for_cluster(arguments)
     bundle = arguments.bundle or latest(arguments.home / "bundles" / recipe.name, "isthmus export")
     _give_beam_away(recipe, arguments, target)
     data, section = images(recipe, home=arguments.home)
@@ -150,15 +150,19 @@ def _compiled(arguments: argparse.Namespace, target: Target) -> dict[str, Any]:
     return {**dataclasses.asdict(submitted), "places": job.places}
 
 
-def _recipe(arguments: argparse.Namespace) -> Recipe:
-    """The recipe; --data is the pipeline's input where it is a URI, which is no folder to train on."""
-    from isthmus.cli.commands import recipe_of
+def recipe_for_cluster(arguments: argparse.Namespace) -> Recipe:
+    """The recipe; --data is the pipeline's input where it is a URI, which is no folder to train on.
 
-    overrides = {}
-    if arguments.data and "://" in arguments.data:
-        overrides["pipeline.input.path"] = arguments.data
-        arguments.data = None
-    return recipe_of(arguments, overrides=overrides)
+    As with a folder, the recipe's own schema and input are of other images; what --set says of either holds.
+    """
+    from isthmus.cli.commands import DEFAULT_RECIPE, overrides_of, recipe_of
+    from isthmus.cli.recipe import load
+
+    if arguments.data is None or "://" not in arguments.data:
+        return recipe_of(arguments)
+    without = argparse.Namespace(**{**vars(arguments), "data": None})
+    others = {"pipeline.schema": None, "pipeline.input": {"path": arguments.data}}
+    return load(arguments.config or DEFAULT_RECIPE, overrides={**others, **overrides_of(without)})
 
 
 def _give_beam_away(recipe: Recipe, arguments: argparse.Namespace, target: Target) -> None:

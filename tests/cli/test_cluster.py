@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from isthmus.cli.cluster import OPTIONS, add_arguments, place
+from isthmus.cli.cluster import OPTIONS, add_arguments, place, recipe_for_cluster
 from isthmus.cli.main import main
+from isthmus.cli.parser import build_parser
+from isthmus.tfx_pipeline.data_config import InputConfig
 
 KUBEFLOW = ["--runner", "kubeflow", "--image", "registry.example/isthmus:1"]
 VERTEX = ["--runner", "vertex", "--image", "registry.example/isthmus:1"]
@@ -97,6 +99,37 @@ def test_every_option_of_a_cluster_is_refused_without_one() -> None:
     command = argparse.ArgumentParser()
     add_arguments(command)
     assert {*OPTIONS, "runner"} == set(vars(command.parse_args([])))
+
+
+RECIPE = """
+name: shapes
+data: {source: digits}
+model: {name: resnet18}
+pipeline: {schema: shapes.schema.pbtxt, input: {path: /old, span: 3, splits: hash}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "schema", "expected"),
+    [
+        ([], "shapes.schema.pbtxt", InputConfig(path="/old", span=3, splits="hash")),
+        (["--data", "s3://b/images"], None, InputConfig(path="s3://b/images")),
+        (
+            ["--data", "s3://b/day-{SPAN}", "--set", "pipeline.input.span=6"],
+            None,
+            InputConfig(path="s3://b/day-{SPAN}", span=6),
+        ),
+    ],
+)
+def test_other_images_are_not_held_against_the_recipes_schema(
+    arguments: list[str], schema: str | None, expected: InputConfig, tmp_path: Path
+) -> None:
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    asked = ["pipeline", *KUBEFLOW, "--config", str(tmp_path / "recipe.yaml"), *arguments]
+    recipe = recipe_for_cluster(build_parser().parse_args(asked))
+    assert recipe.pipeline.schema == (None if schema is None else tmp_path / schema)
+    assert recipe.pipeline.input == expected
+    assert recipe.data.source == "digits"
 
 
 def test_a_uri_is_no_path() -> None:
