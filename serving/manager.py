@@ -11,14 +11,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Protocol
 
 from isthmus.serving.base_paths import BasePaths
 from isthmus.serving.errors import RequestError
 from isthmus.serving.routing import ModelRef
 from isthmus.serving.savedmodel import LoadedModel
-from isthmus.serving.servable import Servable
+from isthmus.serving.servable import Loader, Servable
 from isthmus.serving.status import Code
 from isthmus.serving.versions import (
     Labels,
@@ -35,12 +33,6 @@ logger = logging.getLogger(__name__)
 
 Available = tuple[tuple[int, ...], dict[int, Servable]]
 _NOTHING: Available = ((), {})
-
-
-class Loader(Protocol):
-    """Loads and warms up one version; called in a pool thread."""
-
-    def __call__(self, name: str, version: int, path: Path) -> LoadedModel: ...
 
 
 class ModelManager:
@@ -74,6 +66,7 @@ class ModelManager:
         self._labels: Labels = {}
         self._reloading = threading.Lock()
         self._settings: dict[str, ModelSettings] = {}
+        self._is_configured = False
         self._servables: dict[str, dict[int, Servable]] = {}
         # name -> (versions ascending, servable by version); replaced as a whole, read without the lock.
         self._available: dict[str, Available] = {}
@@ -120,7 +113,7 @@ class ModelManager:
                 self._labels,
                 allow_unavailable=self._allow_labels_for_unavailable,
             )
-            self._settings = settings
+            self._settings, self._is_configured = settings, True
             for name, servables in self._servables.items():
                 if name not in settings:
                     for servable in servables.values():
@@ -239,8 +232,8 @@ class ModelManager:
         return any(s.state is State.LOADING for known in self._servables.values() for s in [*known.values()])
 
     def is_configured(self) -> bool:
-        """Whether it was ever told what to serve."""
-        return bool(self._settings)
+        """Whether it was ever told what to serve, be it nothing."""
+        return self._is_configured
 
     def missing_models(self) -> list[str]:
         """The configured models that have no available version."""

@@ -35,8 +35,9 @@ def read_text_proto(path: Path, message: Any) -> Any:
         ) from error
 
 
-def read_file(path: Path) -> list[ModelSettings]:
-    """The models that a model_config_file lists.
+def read_file(path: Path) -> list[ModelSettings] | None:
+    """The models that a model_config_file lists; None when it holds no configuration at all, which an empty
+    `model_config_list {}` is.
 
     Raises:
         ServingError: the file is unreadable or invalid.
@@ -44,7 +45,8 @@ def read_file(path: Path) -> list[ModelSettings]:
     """
     from tensorflow_serving.config import model_server_config_pb2
 
-    return settings(read_text_proto(path, model_server_config_pb2.ModelServerConfig()))
+    config = read_text_proto(path, model_server_config_pb2.ModelServerConfig())
+    return None if config.WhichOneof("config") is None else settings(config)
 
 
 def settings(config: Any) -> list[ModelSettings]:

@@ -2,12 +2,19 @@
 
 import threading
 from pathlib import Path
+from typing import Protocol
 
 from isthmus.serving.errors import RequestError
 from isthmus.serving.savedmodel import LoadedModel
 from isthmus.serving.versions import State
 
-__all__ = ["Servable"]
+__all__ = ["Loader", "Servable"]
+
+
+class Loader(Protocol):
+    """Loads and warms up one version; called in a pool thread."""
+
+    def __call__(self, name: str, version: int, path: Path) -> LoadedModel: ...
 
 
 class Servable:

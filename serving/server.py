@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,7 @@ from isthmus.serving.prediction_log import PredictionLog
 from isthmus.serving.private_messages import message_class
 from isthmus.serving.rest_edge import RestEdge
 from isthmus.serving.security import RELOAD_FROM, ApiTokens
+from isthmus.serving.status import Code
 from isthmus.serving.tensorflow_import import import_tensorflow
 from isthmus.serving.tracing import Tracing
 from isthmus.serving.versions import ModelSettings
@@ -38,6 +40,10 @@ if TYPE_CHECKING:
 __all__ = ["EmbeddedServer", "serve"]
 
 logger = logging.getLogger(__name__)
+
+# What closing the models may take once nobody uses them, and what threads may take to end.
+_UNLOAD_SECONDS = 2.0
+_THREADS_END_SECONDS = 0.5
 
 # Python's default of 5 ms is what a request waits for each time a load or another request holds the interpreter.
 _SWITCH_INTERVAL_S = 0.001
@@ -136,7 +142,7 @@ class EmbeddedServer:
             self._manager.request_stop()
         self._manager.start()
         try:
-            self._manager.reload(self._models)
+            self._apply(self._models)
         except RequestError as error:
             raise ServingError(f"Failed to start server. Error: {error}") from error
         service = Service(self._manager, self.config, self._metrics, self._predictions)
@@ -152,29 +158,52 @@ class EmbeddedServer:
         """Apply model_config_file again and again, changed or not: it overrides what ReloadConfig requests
         set."""
         assert self.config.model_config_file is not None
-        assert self._manager is not None
         while not self._stopping.wait(self.config.model_config_file_poll_wait_seconds):
             try:
-                self._manager.reload(model_config.read_file(self.config.model_config_file))
+                self._apply(model_config.read_file(self.config.model_config_file))
             except ServingError as error:
                 logger.error("the models stay as they are: %s", error)
 
+    def _apply(self, models: list[ModelSettings] | None) -> None:
+        """Serve these; a file without a configuration (None) changes nothing, so that one that is being
+        written unloads no model.
+
+        Raises:
+            RequestError: as `ModelManager.reload`; FAILED_PRECONDITION for none after there was one.
+        """
+        assert self._manager is not None
+        if models is not None:
+            self._manager.reload(models)
+        elif self._manager.is_configured():
+            raise RequestError(
+                Code.FAILED_PRECONDITION,
+                "Cannot transition to requested config. It is only legal to transition from one "
+                "ModelConfigList to another.",
+            )
+        else:
+            logger.info("Taking no action for empty config.")
+
     def stop(self) -> None:
-        """Refuse new requests, finish those in flight (at most drain_seconds), unload."""
+        """Refuse new requests on both wires, finish those in flight (at most drain_seconds, for both together),
+        unload.
+
+        A computation that outlasts that goes on in its thread, and its model stays loaded.
+        """
         self._stopping.set()
+        deadline = time.monotonic() + self.config.drain_seconds
+        self._grpc.begin_stop(self.config.drain_seconds)
         self._rest.stop()
-        self._grpc.stop(self.config.drain_seconds)
+        self._grpc.stop(max(deadline - time.monotonic(), 0))
         if self._manager is not None:
-            self._manager.stop()
+            # It waits for whoever uses a model, and some never end.
+            unloading = threading.Thread(target=self._manager.stop, name="unload", daemon=True)
+            unloading.start()
+            unloading.join(max(deadline - time.monotonic(), 0) + _UNLOAD_SECONDS)
         for log in (self._access_log, self._predictions, self._tracing):
             if log is not None:
                 log.stop()
         if self._admin is not None:
             self._admin.stop()
-
-    def is_loading(self) -> bool:
-        """Whether a version is being loaded; `stop` does not wait for that."""
-        return self._manager is not None and self._manager.is_loading()
 
     def _missing_models(self) -> list[str] | None:
         manager = self._manager
@@ -187,8 +216,8 @@ class EmbeddedServer:
             self._manager.request_stop()
 
 
-def configured_models(config: ServingConfig) -> list[ModelSettings]:
-    """The models that a configuration names.
+def configured_models(config: ServingConfig) -> list[ModelSettings] | None:
+    """The models that a configuration names; None for a model_config_file without any configuration.
 
     Raises:
         ServingError: there is none.
@@ -287,6 +316,7 @@ def serve(config: ServingConfig) -> None:
     except ServingError:
         server.stop()
         if asked_to_stop.is_set():
+            _leave_unfinished()
             return
         raise
     announcement = {"grpc_port": server.grpc_port, "rest_port": server.rest_port}
@@ -300,7 +330,23 @@ def serve(config: ServingConfig) -> None:
             logger.warning("the parent process %d is gone", config.parent_pid)
             break
     server.stop()
-    if server.is_loading():
-        # Nothing ends a load of TensorFlow's halfway, and the interpreter would wait for its thread.
+    _leave_unfinished()
+
+
+def _leave_unfinished() -> None:
+    """End the process here when a thread is still busy: nothing ends a load or a computation of TensorFlow's halfway,
+    and the interpreter would wait for it."""
+    deadline = time.monotonic() + _THREADS_END_SECONDS
+    awaited = [
+        thread
+        for thread in threading.enumerate()
+        if thread is not threading.current_thread() and not thread.daemon
+    ]
+    for thread in awaited:
+        thread.join(max(deadline - time.monotonic(), 0))
+    busy = sorted(thread.name for thread in awaited if thread.is_alive())
+    if busy:
+        logger.warning("leaving while %d threads are busy: %s", len(busy), ", ".join(busy))
         logging.shutdown()
+        sys.stdout.flush()
         os._exit(0)

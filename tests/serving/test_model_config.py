@@ -1,0 +1,75 @@
+"""A model_config_file that is polled: which texts change what is served."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from isthmus.serving import model_config
+from isthmus.serving.client import GrpcClient
+from isthmus.serving.errors import RequestError
+from isthmus.serving.process import ServerProcess
+
+LIST = 'model_config_list {{ config {{ name: "half" base_path: "{}" model_platform: "tensorflow" }} }}'
+
+
+def wait_for_log(server: ServerProcess, text: str) -> None:
+    """Until the server has written it."""
+    deadline = time.monotonic() + 30
+    while text not in server.log_path.read_text():
+        assert time.monotonic() < deadline, server.log_path.read_text()[-2000:]
+        time.sleep(0.05)
+
+
+def wait_until(server: ServerProcess, *, served: bool) -> None:
+    """Until half is served, or is not."""
+    deadline = time.monotonic() + 30
+    with GrpcClient(port=server.grpc_port) as client:
+        while True:
+            try:
+                assert client.predict("half", {"x": np.zeros(1, np.float32)})["y"].tolist() == [3.0]
+                found = True
+            except RequestError as error:
+                if "Servable not found for request: Latest(half)" not in error.message:
+                    raise
+                found = False
+            if found == served:
+                return
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+def rewrite(config: Path, text: str) -> None:
+    """Replace the file at once, so that no poll sees half of it."""
+    config.with_suffix(".new").write_text(text)
+    config.with_suffix(".new").rename(config)
+
+
+def test_an_empty_file_changes_nothing_and_an_empty_list_unloads(models_root: Path, tmp_path: Path) -> None:
+    config = tmp_path / "models.config"
+    config.write_text("")
+    flags = [f"--model_config_file={config}", "--model_config_file_poll_wait_seconds=0.1"]
+    with ServerProcess("unused", tmp_path, flags=flags) as server:
+        wait_for_log(server, "Taking no action for empty config.")
+        wait_until(server, served=False)
+        rewrite(config, LIST.format(models_root / "half_plus_n"))
+        wait_until(server, served=True)
+        rewrite(config, "# being written\n")
+        wait_for_log(
+            server,
+            "the models stay as they are: FAILED_PRECONDITION: Cannot transition to requested config. "
+            "It is only legal to transition from one ModelConfigList to another.",
+        )
+        wait_until(server, served=True)
+        rewrite(config, "model_config_list {}")
+        wait_until(server, served=False)
+
+
+@pytest.mark.parametrize("text", ["", "\n", "# nothing yet\n"])
+def test_a_file_without_a_configuration(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "models.config"
+    path.write_text(text)
+    assert model_config.read_file(path) is None
+    path.write_text(f"{text}\nmodel_config_list {{}}")
+    assert model_config.read_file(path) == []
