@@ -49,6 +49,7 @@ _SERVER_START_S = 300.0
 _CALL_S = 300.0
 # A float of an image costs about ten characters of JSON: 2^20 of them are a body of 10 MB, a second to parse.
 _REST_FLOATS = 2**20
+_NAMED_IMAGES = 5
 _SIGNATURES_OF_BYTES = ("serving_default", "examples", "classify")
 
 
@@ -146,6 +147,28 @@ class Verification:
                 "REST", call, self.largest, ("serving_default", "examples")
             )
         return self._judge("server_rest", measurements)
+
+    def unreadable(self) -> str | None:
+        """The reference images that the served graph refuses although Pillow reads them, in a line; None: none.
+
+        A request names them by their place in a batch, from which nobody finds the file.
+        """
+        import tensorflow as tf
+
+        refused = []
+        for path, encoded in zip(self.reference.paths, self.reference.encoded, strict=True):
+            try:
+                self.loaded.pixels(tf.constant([encoded], tf.string))
+            except tf.errors.OpError:
+                refused.append(path)
+        if not refused:
+            return None
+        more = f" and {len(refused) - _NAMED_IMAGES} more" if len(refused) > _NAMED_IMAGES else ""
+        return (
+            f"the served graph cannot read {len(refused)} of the {len(self.reference.paths)} reference images, which "
+            f"Pillow reads: {', '.join(refused[:_NAMED_IMAGES])}{more}; save them again or take them out "
+            "(docs/preprocessing.md says what it reads)"
+        )
 
     def precision(self, evaluation: Evaluation, limits: ReducedGateConfig) -> StageResult:
         """Metric and answers on many images, through `tensors` as TensorFlow Serving runs it."""
@@ -295,7 +318,9 @@ def run(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
         stages = []
         for stage, measure in measures.items():
             if wanted is None or stage in wanted:
-                stages.append(_guarded(stage, measure, gates).as_dict())
+                reads_bytes = stage not in ("saved_model", "precision")
+                explain = verification.unreadable if reads_bytes else None
+                stages.append(_guarded(stage, measure, gates, explain=explain).as_dict())
                 append_progress(folder, stages[-1])
         result: dict[str, Any] = {"stages": stages}
         if wanted is not None:
@@ -314,12 +339,20 @@ def _operators(saved_model: Path, reference: Reference) -> dict[str, int]:
     return dict(optimized_ops(saved_model, inputs={"images": reference.images[:1]}))
 
 
-def _guarded(stage: Stage, measure: Callable[[], StageResult], gates: GateConfig) -> StageResult:
+def _guarded(
+    stage: Stage,
+    measure: Callable[[], StageResult],
+    gates: GateConfig,
+    *,
+    explain: Callable[[], str | None] | None = None,
+) -> StageResult:
+    """The stage's result; where it raises, a failed one, with what `explain` finds or else the exception."""
     try:
         return measure()
     except Exception as error:  # a gate that could not run has failed, whatever the reason
         log.exception("%s could not be measured", stage)
-        return failed_stage(stage, f"could not be measured: {_text(error)}", gates=gates)
+        reason = (explain() if explain else None) or _text(error)
+        return failed_stage(stage, f"could not be measured: {reason}", gates=gates)
 
 
 def _text(error: Exception) -> str:

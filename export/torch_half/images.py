@@ -142,7 +142,7 @@ def preprocess(
         try:
             with Image.open(io.BytesIO(data)) as opened:
                 image = opened.convert("RGB")
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        except Exception as error:  # Pillow's plugins raise struct.error, IndexError, … on what is damaged
             log.warning("%s does not decode, passed over: %s", path, error)
             unreadable.append(name)
             continue

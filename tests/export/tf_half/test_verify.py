@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 from collections.abc import Callable, Iterator
@@ -223,6 +224,42 @@ def test_a_stage_that_raises_has_failed() -> None:
     assert not result.passed
     assert result.error is None
     assert result.problem == "could not be measured: RuntimeError: no such tensor"
+
+
+def without_end(png: bytes) -> bytes:
+    """The same PNG without its end chunk: Pillow reads it, TensorFlow does not."""
+    shorter = png[: png.rindex(b"IEND") - 4]
+    assert np.asarray(Image.open(io.BytesIO(shorter))).shape == (SIZE, SIZE, 3)
+    return shorter
+
+
+def test_an_image_that_only_pillow_reads_is_named_by_its_path(right: Path, job: Path, tmp_path: Path) -> None:
+    whole = reference()
+    odd = {2, 17}
+    encoded = tuple(without_end(data) if i in odd else data for i, data in enumerate(whole.encoded))
+    dataclasses.replace(whole, encoded=encoded).save(tmp_path / "reference.npz")
+    answer = verify.run(
+        job,
+        {
+            "name": "toy",
+            "saved_model": str(right),
+            "reference": str(tmp_path / "reference.npz"),
+            "labels": LABELS,
+            "head": "single_label",
+            "batch_sizes": [1, 4],
+            "gates": vars(GateConfig()),
+            "stages": ["saved_model", "preprocessing", "end_to_end"],
+        },
+    )
+    first, *of_bytes = [StageResult(**stage) for stage in answer["stages"]]
+    assert first.passed
+    assert [stage.passed for stage in of_bytes] == [False, False]
+    for stage in of_bytes:
+        assert stage.problem == (
+            "could not be measured: the served graph cannot read 2 of the 20 reference images, which Pillow reads: "
+            f"{whole.paths[2]}, {whole.paths[17]}; save them again or take them out (docs/preprocessing.md says what "
+            "it reads)"
+        )
 
 
 def test_a_folder_that_is_no_saved_model_is_refused(check: Check, tmp_path: Path) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import shutil
+import struct
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from isthmus.export import checkpoint as checkpoints
 from isthmus.export.errors import ExportError
@@ -110,6 +113,21 @@ def test_a_file_that_does_not_decode_is_passed_over_and_named(
     taken = evaluation_images.preprocess(chosen, data_root=root, preprocessing=preprocessing)
     assert taken.unreadable == ("test/red/0.png",)
     assert len(taken.paths) == 23
+
+
+def test_whatever_pillow_raises_on_a_damaged_file_it_is_passed_over(
+    tmp_path: Path, data_root: Path, checkpoint: Path
+) -> None:
+    """Pillow goes by the content: a QOI that breaks off is an IndexError, under any suffix."""
+    root = Path(shutil.copytree(data_root, tmp_path / "data"))
+    damaged = root / "test" / "red" / "0.png"
+    damaged.write_bytes(b"qoif" + struct.pack(">IIBB", 9, 9, 3, 0) + b"\xfe\x01\x02\x03")
+    with pytest.raises(IndexError):
+        Image.open(io.BytesIO(damaged.read_bytes())).convert("RGB")
+    chosen = evaluation_images.choose(root, split="test", labels=LABELS, count=64)
+    preprocessing = checkpoints.read(checkpoint).preprocessing
+    taken = evaluation_images.preprocess(chosen, data_root=root, preprocessing=preprocessing)
+    assert taken.unreadable == ("test/red/0.png",)
 
 
 def test_a_transform_that_timm_does_not_know_is_one_clear_line(data_root: Path, checkpoint: Path) -> None:
