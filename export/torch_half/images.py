@@ -142,7 +142,7 @@ def preprocess(
         try:
             with Image.open(io.BytesIO(data)) as opened:
                 image = opened.convert("RGB")
-        except Exception as error:  # Pillow's plugins raise struct.error, IndexError, … on what is damaged
+        except Exception as error:  # noqa: BLE001 - plugins raise struct.error, IndexError, …
             log.warning("%s does not decode, passed over: %s", path, error)
             unreadable.append(name)
             continue
