@@ -113,8 +113,11 @@ class ServerGate:
     num_requests: int = 100
     """Requests of one image each that the latency is measured with, after the first."""
 
+    first_request_ms: float | None = None
+    """Longest time of the first request after the load. None: measured and recorded, and decides nothing."""
+
     latency_p99_ms: float | None = None
-    """Largest 99th percentile of their latency. None: measured and recorded, and decides nothing."""
+    """Largest 99th percentile of the latency of those after it. None: as above."""
 
     memory_mb: float | None = None
     """Largest resident memory of the server, in 10⁶ bytes, the load and all questions included. None: as above."""
@@ -133,7 +136,7 @@ class ServerGate:
             raise ValueError(f"pipeline.server.deadline_s must be > 0 seconds, got {self.deadline_s}")
         if self.num_requests < 1:
             raise ValueError(f"pipeline.server.num_requests must be ≥ 1, got {self.num_requests}")
-        for name in ("latency_p99_ms", "memory_mb"):
+        for name in ("first_request_ms", "latency_p99_ms", "memory_mb"):
             budget = getattr(self, name)
             if budget is not None and not budget > 0:
                 raise ValueError(f"pipeline.server.{name} must be > 0, got {budget}")

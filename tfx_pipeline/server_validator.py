@@ -2,7 +2,8 @@
 
 TFX's InfraValidator needs Docker or Kubernetes. This one starts the embedded server as a process, or the binary or
 container of TensorFlow Serving that is configured, sends the reference images over gRPC and REST to every
-signature, and wants torch's answers back, within the budgets; a request that is wrong must be refused without harm.
+signature, and wants torch's answers back, within the budgets; a request that is wrong must be refused without harm,
+and the model must bring warm-up requests.
 """
 
 from __future__ import annotations
@@ -41,7 +42,13 @@ from isthmus.tfx_pipeline.external_server import (
 )
 from isthmus.tfx_pipeline.model_artifact import gates_of, manifest_of, reference_of, saved_model_of
 from isthmus.tfx_pipeline.parity_validator import inconsistent_answer, record_of
-from isthmus.tfx_pipeline.server_budgets import costs, latencies_ms
+from isthmus.tfx_pipeline.server_budgets import (
+    costs,
+    latencies_ms,
+    metrics_page,
+    replayed,
+    warmup_refusal,
+)
 from isthmus.tfx_pipeline.server_questions import GrpcQuestions, RestQuestions, RestRefusal
 
 SIGNATURES = ("serving_default", "tensors", "examples", "classify", "manifest")
@@ -173,8 +180,22 @@ def _serving(gate: ServerGate, name: str, saved_model: Path) -> Iterator[ServerP
         return
     with tempfile.TemporaryDirectory(prefix="isthmus-server-") as folder:
         os.symlink(saved_model, Path(folder, "1"))
-        with ServerProcess(name, Path(folder), start_timeout_s=gate.deadline_s) as embedded:
+        with ServerProcess(
+            name, Path(folder), start_timeout_s=gate.deadline_s, flags=["--admin_port=0"]
+        ) as embedded:
             yield embedded
+
+
+def _warmup_refusals(server: ServerProcess | ExternalServer, gate: ServerGate) -> list[str]:
+    """The reason against a model whose warm-up the embedded server did not replay; another's metrics are not asked."""
+    if isinstance(server, ExternalServer):
+        return []
+    assert server.admin_port is not None, "the embedded server is started with an admin port"
+    try:
+        page = metrics_page(server.admin_port, deadline_s=gate.deadline_s)
+    except OSError as error:
+        raise PipelineError(f"the server's metrics cannot be read: {error}") from error
+    return [] if replayed(page) else ["the server's metrics tell of no warm-up"]
 
 
 def _time(over_grpc: GrpcQuestions, reference: Reference, gate: ServerGate) -> tuple[float, list[float]]:
@@ -217,6 +238,8 @@ class Executor(base_executor.BaseExecutor):
 
     def _verdict(self, model: types.Artifact, exec_properties: dict[str, Any]) -> Verdict:
         gate = ServerGate(**json.loads(exec_properties["gate"]))
+        if refusal := warmup_refusal(saved_model_of(model)):
+            return Verdict(passed=False, summary="no warm-up, no server started", reasons=[refusal])
         manifest = manifest_of(model)
         reference = _first(reference_of(model), gate.num_images)
         gates = gates_of(
@@ -228,13 +251,14 @@ class Executor(base_executor.BaseExecutor):
             asked: dict[str, Any] = {"model_name": manifest["name"], "deadline_s": gate.deadline_s}
             over_grpc = GrpcQuestions(port=server.grpc_port, **asked)
             over_rest = RestQuestions(port=server.rest_port, **asked)
+            warmup_refusals = _warmup_refusals(server, gate)
             try:
                 first_ms, after_ms = _time(over_grpc, reference, gate)
                 verdict = self._ask(over_grpc, over_rest, reference, manifest=manifest, gates=gates)
             finally:
                 over_grpc.close()
             measured = costs(first_ms, after_ms, peak_memory_mb(server.pid))
-        reasons = [*verdict.reasons, *measured.refusals(gate)]
+        reasons = [*warmup_refusals, *verdict.reasons, *measured.refusals(gate)]
         return Verdict(
             passed=not reasons,
             summary=f"{verdict.summary}; {measured.summary()}",

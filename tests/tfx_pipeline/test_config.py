@@ -60,6 +60,7 @@ def test_nested_sections() -> None:
         ({"parity": {"min_evaluation_images": -1}}, "parity.min_evaluation_images must be ≥ 0, got -1"),
         ({"server": {"num_requests": 0}}, "server.num_requests must be ≥ 1, got 0"),
         ({"server": {"memory_mb": 0}}, "server.memory_mb must be > 0, got 0"),
+        ({"server": {"first_request_ms": 0}}, "server.first_request_ms must be > 0, got 0"),
         (
             {"server": {"binary": "a", "image": "b"}},
             "server.binary and pipeline.server.image exclude each other",

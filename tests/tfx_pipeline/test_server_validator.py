@@ -12,19 +12,24 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from container_engine import FakeEngine
+from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
 from tfx.types import standard_artifacts
 
 from isthmus.export.config import GateConfig
 from isthmus.export.parity import TITLES
 from isthmus.lineage.files import canonical_json
+from isthmus.serving import warmup
 from isthmus.serving.errors import ServingError
-from isthmus.tfx_pipeline import server_validator
+from isthmus.serving.metrics import Metrics
+from isthmus.serving.process import ServerProcess
+from isthmus.tfx_pipeline import server_budgets, server_validator
 from isthmus.tfx_pipeline.artifacts import Verdict
 from isthmus.tfx_pipeline.config import ServerGate
 from isthmus.tfx_pipeline.errors import PipelineError
 from isthmus.tfx_pipeline.external_server import ExternalServer, image_command
-from isthmus.tfx_pipeline.model_artifact import manifest_of, reference_of
+from isthmus.tfx_pipeline.model_artifact import manifest_of, reference_of, saved_model_of
 
 Validate = Callable[..., tuple[Any, Verdict]]
 
@@ -97,9 +102,14 @@ def test_a_good_model_is_blessed(
 
 
 def test_budgets_that_cannot_be_kept(make_model: Callable[..., Any], validate: Validate) -> None:
-    blessing, verdict = validate(make_model(), latency_p99_ms=1e-3, memory_mb=1.0)
+    blessing, verdict = validate(make_model(), first_request_ms=1e-3, latency_p99_ms=1e-3, memory_mb=1.0)
     assert blessing.get_int_custom_property("blessed") == 0
-    latency, memory = verdict.reasons
+    first, latency, memory = verdict.reasons
+    assert re.fullmatch(
+        r"the first request after the load took [\d.]+ ms \(median of those after it [\d.]+ ms\), "
+        r"at most 0.001 ms is allowed",
+        first,
+    )
     assert re.fullmatch(
         r"latency of one image over gRPC is [\d.]+ ms at p99 \(n = 20 requests, median [\d.]+ ms\), "
         r"at most 0.001 ms is allowed",
@@ -166,6 +176,66 @@ def test_a_wrong_model_is_not_blessed(make_model: Callable[..., Any], validate: 
         TITLES["server_grpc"],
         TITLES["server_rest"],
     ]
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda file: file.unlink(), "is not there"),
+        (lambda file: file.write_bytes(b""), "is empty"),
+        (lambda file: keep_records(file, of="tensors"), r"has no record of it \(1 of others\)"),
+        (
+            lambda file: write_records(file, [PredictionLog(classify_log={})]),
+            r"has no record of it \(1 of others\)",
+        ),
+        (lambda file: file.write_bytes(b"no records at all"), "cannot be read: .*"),
+    ],
+)
+def test_a_model_without_a_warm_up_is_not_blessed(
+    change: Callable[[Path], Any], problem: str, make_model: Callable[..., Any], validate: Validate
+) -> None:
+    model = make_model()
+    change(saved_model_of(model) / "assets.extra" / "tf_serving_warmup_requests")
+    blessing, verdict = validate(model)
+    assert blessing.get_int_custom_property("blessed") == 0
+    assert Path(blessing.uri, "INFRA_NOT_BLESSED").is_file()
+    (reason,) = verdict.reasons
+    assert re.fullmatch(
+        "the model brings no warm-up for serving_default: assets.extra/tf_serving_warmup_requests "
+        f"{problem}; `isthmus export` writes it",
+        reason,
+    )
+
+
+def keep_records(file: Path, *, of: str) -> None:
+    """Leave the warm-up records of one signature."""
+    logs = list(warmup.records(file))
+    write_records(file, [log for log in logs if log.predict_log.request.model_spec.signature_name == of])
+
+
+def write_records(file: Path, logs: list[PredictionLog]) -> None:
+    """Replace the warm-up records."""
+    with tf.io.TFRecordWriter(str(file)) as writer:
+        for log in logs:
+            writer.write(log.SerializeToString())
+
+
+def test_what_a_server_says_of_its_warm_up() -> None:
+    metrics = Metrics()
+    assert not server_budgets.replayed(metrics.page())
+    metrics.warmup(model_path="/models/1", status="INVALID_ARGUMENT", duration_us=5.0)
+    assert not server_budgets.replayed(metrics.page())
+    metrics.warmup(model_path="/models/1", status="OK", duration_us=5.0)
+    assert server_budgets.replayed(metrics.page())
+
+
+def test_a_server_that_did_not_warm_up(make_model: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "1").symlink_to(saved_model_of(make_model()))
+    flags = ["--admin_port=0", "--enable_model_warmup=false"]
+    with ServerProcess("colours", tmp_path, flags=flags) as server:
+        assert server_validator._warmup_refusals(server, ServerGate()) == [
+            "the server's metrics tell of no warm-up"
+        ]
 
 
 def test_a_server_that_dies_when_asked(make_model: Callable[..., Any], validate: Validate) -> None:
