@@ -15,8 +15,9 @@ import io
 import itertools
 import os
 import re
-from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Collection, Iterable, Iterator
+from typing import Any, Literal, NamedTuple
+from urllib.parse import unquote
 
 from isthmus.lineage.places import is_remote
 from isthmus.tfx_pipeline import tfrecords
@@ -30,7 +31,11 @@ BATCH_SIZE = 256
 SERVING = "serving"
 """Name of the split that a prediction log becomes."""
 
+ManifestKind = Literal["csv", "parquet"]
+
 _COLUMNS = ("path", "label")
+_PARQUET_MAGIC = b"PAR1"
+_HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 _SPLIT_NAMES = {name: name for name in SPLITS} | {"valid": "val", "validation": "val", "eval": "val"}
 _ENCODED = ("image/encoded", "image", "image_raw")
 _LABELS = ("image/class/text", "image/class/label", "label")
@@ -89,42 +94,88 @@ def folder_items(root: str, *, split_folders: bool) -> Iterator[Item]:
             yield Item(name, label, name.split("/", 1)[0] if split_folders else None, file.path, None)
 
 
-def manifest_items(manifest: str) -> Iterator[Item]:
-    """The images that a CSV or Parquet file lists; its relative paths start at its own folder.
+def manifest_items(manifest: str, kind: ManifestKind | None = None) -> Iterator[Item]:
+    """The images that a CSV or Parquet manifest lists; its relative paths start at the folder that it is in.
+
+    Args:
+        manifest: A file, or a folder of such files as Spark writes it (`_SUCCESS` and the like are left out); columns
+            that are in the names of its folders, `split=train/`, count as columns.
+        kind: What its files are. None: what their names say. One that begins as only Parquet does is Parquet anyhow.
 
     Raises:
-        PipelineError: A column is missing, a row has no path, or a split has another name.
+        PipelineError: It cannot be read as what it should be, a column is missing, a row has no path, or a split has
+            another name.
     """
-    folder = os.path.dirname(manifest)
-    rows = _parquet_rows(manifest) if manifest.endswith(".parquet") else _csv_rows(manifest)
-    for number, row in enumerate(rows, start=1):
-        path, given = row["path"], row.get("split")
-        if not path:
-            raise PipelineError(f"{manifest}: row {number} has no path")
-        split = split_named(str(given)) if given not in (None, "") else None
-        if given not in (None, "") and split is None:
-            raise PipelineError(
-                f"{manifest}: row {number} has the split {given!r}; write {', '.join(SPLITS)}"
-            )
-        whole = path if is_remote(path) or os.path.isabs(path) else f"{folder}/{path}" if folder else path
-        label = row["label"]
-        yield Item(path, label if isinstance(label, int) else str(label or ""), split, whole, None)
+    folder = os.path.dirname(manifest.rstrip("/"))
+    for file in _manifest_files(manifest):
+        constant = _folder_columns(below_source(file, manifest))
+        for number, row in enumerate(_explained(file, kind, constant), start=1):
+            yield _manifest_item({**constant, **row}, at=f"{file}: row {number}", folder=folder)
 
 
-def _csv_rows(manifest: str) -> Iterator[dict[str, Any]]:
+def _manifest_files(manifest: str) -> list[str]:
+    files = [each.path for each in files_matching(manifest)]
+    if not files:
+        raise PipelineError(f"no manifest at {manifest}")
+    return [
+        path for path in files if path == manifest or not re.search(r"(^|/)_", below_source(path, manifest))
+    ]
+
+
+def _rows(file: str, kind: ManifestKind | None, constant: Collection[str]) -> Iterator[dict[str, Any]]:
+    parquet = kind == "parquet" or (kind is None and file.lower().endswith(".parquet"))
+    if not parquet:
+        with _open(file) as opened:
+            parquet = opened.read(len(_PARQUET_MAGIC)) == _PARQUET_MAGIC
+    return (_parquet_rows if parquet else _csv_rows)(file, constant)
+
+
+def _folder_columns(relative: str) -> dict[str, str | None]:
+    """{column: value} of Hive's `column=value/` folders."""
+    pairs = [part.split("=", 1) for part in relative.split("/")[:-1] if "=" in part]
+    return {name: None if value == _HIVE_NULL else unquote(value) for name, value in pairs}
+
+
+def _explained(file: str, kind: ManifestKind | None, constant: Collection[str]) -> Iterator[dict[str, Any]]:
+    """The rows; what a reader raises becomes one line. (Arrow's errors are of these, too.)"""
+    try:
+        yield from _rows(file, kind, constant)
+    except (ValueError, OSError, csv.Error, NotImplementedError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:300]
+        raise PipelineError(
+            f"cannot read {file}: {reason}; a manifest is CSV in UTF-8 or Parquet, and pipeline.input.format says "
+            "which where the name does not"
+        ) from error
+
+
+def _manifest_item(row: dict[str, Any], *, at: str, folder: str) -> Item:
+    path, label, given = row["path"], row["label"], row.get("split")
+    if not path:
+        raise PipelineError(f"{at} has no path")
+    if not isinstance(path, str):
+        raise PipelineError(f"{at} has the path {path!r}, which is no text")
+    split = split_named(str(given)) if given not in (None, "") else None
+    if given not in (None, "") and split is None:
+        raise PipelineError(f"{at} has the split {given!r}; write {', '.join(SPLITS)}")
+    whole = path if is_remote(path) or os.path.isabs(path) else f"{folder}/{path}" if folder else path
+    return Item(path, label if isinstance(label, int) else str(label or ""), split, whole, None)
+
+
+def _csv_rows(manifest: str, constant: Collection[str]) -> Iterator[dict[str, Any]]:
     with _open(manifest) as file, io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
         reader = csv.DictReader(text)
-        _check_columns(manifest, reader.fieldnames or ())
+        _check_columns(manifest, [*(reader.fieldnames or ()), *constant])
         yield from reader
 
 
-def _parquet_rows(manifest: str) -> Iterator[dict[str, Any]]:
+def _parquet_rows(manifest: str, constant: Collection[str]) -> Iterator[dict[str, Any]]:
     import pyarrow.parquet
 
     with _open(manifest) as file:
         table = pyarrow.parquet.ParquetFile(file)
-        _check_columns(manifest, table.schema_arrow.names)
-        columns = [name for name in (*_COLUMNS, "split") if name in table.schema_arrow.names]
+        names = table.schema_arrow.names
+        _check_columns(manifest, [*names, *constant])
+        columns = [name for name in (*_COLUMNS, "split") if name in names]
         for batch in table.iter_batches(batch_size=BATCH_SIZE, columns=columns):
             yield from batch.to_pylist()
 
@@ -133,7 +184,7 @@ def _open(path: str) -> Any:
     return open_remote(path) if is_remote(path) else open(path, "rb")
 
 
-def _check_columns(manifest: str, names: Iterable[str]) -> None:
+def _check_columns(manifest: str, names: Collection[str]) -> None:
     missing = [name for name in _COLUMNS if name not in names]
     if missing:
         raise PipelineError(

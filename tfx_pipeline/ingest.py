@@ -129,7 +129,7 @@ def examples_and_findings(
 def _batches(pipeline: beam.Pipeline, path: str, kind: str, *, by_hash: bool) -> Any:
     """Batches of items, spread over the workers."""
     if kind in ("folder", "csv", "parquet"):
-        read = image_items.manifest_items
+        read = functools.partial(image_items.manifest_items, kind="parquet" if kind == "parquet" else "csv")
         if kind == "folder":
             read = functools.partial(image_items.folder_items, split_folders=not by_hash)
         return (
