@@ -2,6 +2,7 @@
 
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +31,8 @@ Handler = Callable[[Any, grpc.ServicerContext], Any]
 _MAX_MESSAGE_BYTES = 2**31 - 1
 # grpc_status_util.cc: longer texts would not fit into HTTP/2 trailers.
 _MAX_DETAILS = 1024
+# What gRPC itself may take to cancel calls.
+_CANCEL_SECONDS = 2.0
 _GRPC_CODES = {int(code.value[0]): code for code in grpc.StatusCode}
 
 
@@ -55,8 +58,9 @@ class GrpcEdge:
         tls_file = config.ssl_config_file
         self._credentials = None if tls_file is None else read_tls(tls_file).grpc_credentials()
         threads = config.grpc_max_threads or max(4 * (os.cpu_count() or 1), 32)
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="grpc")
         self._server = grpc.server(
-            ThreadPoolExecutor(threads, thread_name_prefix="grpc"),
+            self._pool,
             interceptors=[] if tokens is None else [TokenInterceptor(tokens)],
             options=[
                 # Without this a second server would silently share the port.
@@ -67,6 +71,7 @@ class GrpcEdge:
             ],
         )
         self._health: grpc_extras.Health | None = None
+        self._stopped: threading.Event | None = None
         host = f"[{config.host}]" if ":" in config.host else config.host
         self.port = self._listen(f"{host}:{config.port}", "--port and --host")
         if config.grpc_socket_path:
@@ -195,11 +200,20 @@ class GrpcEdge:
 
         return handle
 
-    def stop(self, drain_seconds: float) -> None:
-        """Refuse new calls, wait for those in flight at most that long, then cancel them."""
+    def begin_stop(self, drain_seconds: float) -> None:
+        """Say that nothing is served any more, refuse new calls, cancel those in flight after that long; returns at
+        once."""
         if self._health is not None:
             self._health.stop()
-        self._server.stop(drain_seconds).wait()
+        if self._stopped is None:
+            self._stopped = self._server.stop(drain_seconds)
+
+    def stop(self, drain_seconds: float) -> None:
+        """`begin_stop`, and wait for its end. A cancelled call's computation goes on in its thread."""
+        self.begin_stop(drain_seconds)
+        assert self._stopped is not None
+        self._stopped.wait(drain_seconds + _CANCEL_SECONDS)
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _span_of(api: str, context: grpc.ServicerContext) -> tuple[str, dict[str, str], dict[str, str]]:

@@ -67,6 +67,7 @@ class RestEdge:
         self._metrics = metrics
         self._metrics_path = metrics_path
         self._tokens = tokens
+        self._pool: ThreadPoolExecutor | None = None
         tls_file = config.rest_ssl_config_file
         self._server = HttpServer(
             host=config.host,
@@ -90,7 +91,7 @@ class RestEdge:
     def start(self, answer: Answer) -> None:
         """Serve; returns when the socket accepts."""
         threads = self._config.rest_api_num_threads or max(4 * (os.cpu_count() or 1), 32)
-        pool = ThreadPoolExecutor(threads, thread_name_prefix="rest")
+        self._pool = pool = ThreadPoolExecutor(threads, thread_name_prefix="rest")
         application = _Application(
             answer,
             pool,
@@ -105,8 +106,11 @@ class RestEdge:
         self._server.start(application)
 
     def stop(self) -> None:
-        """Close the socket, finish what is in flight."""
+        """Close the socket, finish what is in flight. A computation that outlasts drain_seconds goes on in its
+        thread."""
         self._server.stop()
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
 
 
 class _Application:
@@ -177,6 +181,10 @@ class _Application:
             )
         except ClientGoneError:
             return
+        except asyncio.CancelledError:
+            # Only a stop that has waited long enough does this; the loop sends what is sent now, and ends.
+            code, status = Code.UNAVAILABLE, 503
+            content = json_response.error_body("the server stops")
         except TooLargeError:
             await discard_body(receive, self._max_body_bytes)
             text = f"the body exceeds {self._max_body_bytes} bytes"

@@ -44,6 +44,9 @@ logger = logging.getLogger(__name__)
 # What closing the models may take once nobody uses them, and what threads may take to end.
 _UNLOAD_SECONDS = 2.0
 _THREADS_END_SECONDS = 0.5
+# Threads of executors, by their names: the interpreter waits for them at its end even when they are daemons, as those
+# are that a daemon began.
+_POOLS = ("grpc_", "rest_", "model-loader_")
 
 # Python's default of 5 ms is what a request waits for each time a load or another request holds the interpreter.
 _SWITCH_INTERVAL_S = 0.001
@@ -340,7 +343,7 @@ def _leave_unfinished() -> None:
     awaited = [
         thread
         for thread in threading.enumerate()
-        if thread is not threading.current_thread() and not thread.daemon
+        if thread is not threading.current_thread() and (not thread.daemon or thread.name.startswith(_POOLS))
     ]
     for thread in awaited:
         thread.join(max(deadline - time.monotonic(), 0))

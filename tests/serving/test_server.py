@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -11,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -243,3 +245,44 @@ def test_announcement_is_one_json_line(models_root: Path) -> None:
         log = process.log_path
     assert not process.is_alive()
     assert not log.exists()
+
+
+def write_endless(path: Path) -> None:
+    """A model that counts, one after the other, to what it is asked for."""
+    import tensorflow as tf
+
+    def count(x: Any) -> Any:
+        return {"y": tf.while_loop(lambda at: at < x[0], lambda at: [at + 1], [tf.constant(0, tf.int64)])[0]}
+
+    spec = tf.TensorSpec([None], tf.int64, name="x")
+    signature = tf.function(count).get_concrete_function(x=spec)
+    tf.saved_model.save(tf.Module(), str(path), signatures=signature)
+
+
+def test_a_computation_without_end_does_not_keep_the_process(tmp_path: Path) -> None:
+    write_endless(tmp_path / "endless" / "1")
+    flags = ["--drain_seconds=1", "--rest_api_timeout_in_ms=0"]
+    ends: list[Code] = []
+
+    def ask(client: GrpcClient | RestClient) -> None:
+        with client, pytest.raises(RequestError) as caught:
+            client.predict("endless", {"x": np.array([2**60])})
+        ends.append(caught.value.code)
+
+    log = tmp_path / "log"
+    with ServerProcess("endless", tmp_path / "endless", log_path=log, flags=flags) as server:
+        with GrpcClient(port=server.grpc_port) as client:
+            assert client.predict("endless", {"x": np.array([3])})["y"].tolist() == 3
+        clients = GrpcClient(port=server.grpc_port), RestClient(port=server.rest_port)
+        threads = [threading.Thread(target=ask, args=[client]) for client in clients]
+        for thread in threads:
+            thread.start()
+        time.sleep(1)
+        assert ends == []
+        server.stop()
+        assert server._process is not None
+        assert server._process.returncode == 0
+        for thread in threads:
+            thread.join(30)
+    assert ends == [Code.UNAVAILABLE] * 2
+    assert re.search(r"WARNING leaving while 2 threads are busy: grpc_\d+, rest_\d+\n", log.read_text())
