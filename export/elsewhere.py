@@ -13,6 +13,7 @@ from typing import Any
 
 from isthmus.export import bundle as bundles
 from isthmus.export import checkpoint as checkpoints
+from isthmus.export import external_data
 from isthmus.export import manifest as manifests
 from isthmus.export.errors import ExportError
 from isthmus.export.jobs import JobRunner
@@ -134,20 +135,12 @@ def _fingerprint(origin: Origin) -> str:
         "labels": digest(origin.labels),
         # The record names the file; the same bytes elsewhere are another origin.
         "file": str(origin.file.resolve()) if origin.file else None,
-        "beside": _external_data(origin.onnx),
+        "beside": external_data.digests(origin.onnx) if origin.onnx else {},
         "timm": manifests.versions().get("timm"),
         "schema": checkpoints.SCHEMA_VERSION,
         "reading": _READING if origin.onnx else None,
     }
     return sha256_text(canonical_json(manifests.plain(values)))
-
-
-def _external_data(onnx: Path | None) -> list[list[Any]]:
-    """Name, size and time of files beside an ONNX file that may hold its weights."""
-    if onnx is None:
-        return []
-    beside = sorted(path for path in onnx.parent.glob(f"{onnx.stem}*") if path.is_file() and path != onnx)
-    return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in beside]
 
 
 def _find(folder: Path, fingerprint: str) -> Path | None:

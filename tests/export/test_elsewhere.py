@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from isthmus.export import checkpoint as checkpoints
+from isthmus.export import external_data
 from isthmus.export.elsewhere import Origin, adopt, reference_images
 from isthmus.export.errors import ExportError
 from isthmus.export.photographs import NUM_WINDOWS, SOURCE, folder_of_windows
+from isthmus.lineage.files import sha256_file
 
 
 def take(origin: Origin, home: Path, **changes: Any) -> Path:
@@ -56,6 +59,86 @@ def test_weights_of_a_timm_model_become_a_checkpoint_once(checkpoint: Path, tmp_
             Origin(architecture="resnet10t", onnx=None, weights=_thousand(tmp_path), labels=origin.labels),
             tmp_path,
         )
+
+
+def onnx_classifier(file: Path, *, weights: str | None, scale: float = 1.0) -> Path:
+    """A convolution and a product; its weights in the file, in one other, or (weights "") in one for each."""
+    import onnx
+    from onnx import helper, numpy_helper
+
+    rng = np.random.default_rng(0)
+    stored = {
+        "filters": scale * rng.normal(size=(5, 3, 4, 4)).astype(np.float32),
+        "head": rng.normal(size=(5, 3)).astype(np.float32),
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "filters"], ["maps"]),
+        helper.make_node("Flatten", ["maps"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "head"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "net",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["n", 3, 4, 4])],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["n", 3])],
+        [numpy_helper.from_array(value.astype(np.float32), name) for name, value in stored.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    file.parent.mkdir(exist_ok=True)
+    for old in file.parent.iterdir():
+        old.unlink()
+    onnx.save_model(
+        model,
+        file,
+        save_as_external_data=weights is not None,
+        all_tensors_to_one_file=bool(weights),
+        location=weights or None,
+        size_threshold=0,
+    )
+    return file
+
+
+def answer(adopted: Path) -> np.ndarray:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(adopted / "model.onnx", providers=["CPUExecutionProvider"])
+    images = np.random.default_rng(1).normal(size=(2, 3, 4, 4)).astype(np.float32)
+    return np.asarray(session.run(None, {"x": images})[0])
+
+
+@pytest.mark.parametrize("weights", ["weights.bin", ""])
+def test_weights_in_other_files_are_read_and_new_ones_are_another_model(weights: str, tmp_path: Path) -> None:
+    # A name that means something to glob.
+    file = tmp_path / "given" / "net[1].onnx"
+    written = onnx_classifier(file, weights=None)
+    alone = take(Origin(onnx=written), tmp_path / "alone")
+    first = take(Origin(onnx=onnx_classifier(file, weights=weights)), tmp_path / "home")
+    graph = file.read_bytes()
+    assert len(list(file.parent.iterdir())) == (2 if weights else 3)
+    # What adoption writes is whole, and the same model.
+    np.testing.assert_array_equal(answer(first), answer(alone))
+    assert take(Origin(onnx=file), tmp_path / "home") == first
+    onnx_classifier(file, weights=weights, scale=2.0)
+    assert file.read_bytes() == graph
+    second = take(Origin(onnx=file), tmp_path / "home")
+    assert second != first
+    np.testing.assert_allclose(answer(second), 2 * answer(first), rtol=1e-5)
+
+
+def test_files_outside_the_folder_are_not_opened(tmp_path: Path) -> None:
+    import onnx
+
+    file = onnx_classifier(tmp_path / "given" / "net.onnx", weights="weights.bin")
+    (tmp_path / "secret").write_bytes(b"no weights")
+    model = onnx.load(file, load_external_data=False)
+    for entry in model.graph.initializer[0].external_data:
+        if entry.key == "location":
+            entry.value = "../secret"
+    file.write_bytes(model.SerializeToString())
+    found = external_data.digests(file)
+    assert found == {"../secret": None, "weights.bin": sha256_file(tmp_path / "given" / "weights.bin")}
+    file.write_bytes(b"no model")
+    assert external_data.digests(file) == {}
 
 
 def _thousand(folder: Path) -> Path:
