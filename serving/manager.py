@@ -16,7 +16,7 @@ from isthmus.serving.base_paths import BasePaths
 from isthmus.serving.errors import RequestError
 from isthmus.serving.routing import ModelRef
 from isthmus.serving.savedmodel import LoadedModel
-from isthmus.serving.servable import Loader, Servable
+from isthmus.serving.servable import Loader, Servable, load_error
 from isthmus.serving.status import Code
 from isthmus.serving.versions import (
     Labels,
@@ -338,9 +338,9 @@ class ModelManager:
             started = time.monotonic()
             try:
                 servable.model = self._load(servable.name, servable.version, servable.path)
-            except RequestError as failure:
-                error = failure
-                logger.warning("loading %s version %d failed: %s", servable.name, servable.version, failure)
+            except Exception as failure:  # noqa: BLE001 - whatever it is, the version must end with it
+                error = load_error(failure)
+                logger.warning("loading %s version %d failed: %s", servable.name, servable.version, error)
                 continue
             error = None
             logger.info(

@@ -1,14 +1,18 @@
 """One version of one model while it lives: its state, its loaded graph, and who is using it."""
 
+import logging
 import threading
 from pathlib import Path
 from typing import Protocol
 
 from isthmus.serving.errors import RequestError
 from isthmus.serving.savedmodel import LoadedModel
+from isthmus.serving.status import Code
 from isthmus.serving.versions import State
 
-__all__ = ["Loader", "Servable"]
+__all__ = ["Loader", "Servable", "load_error"]
+
+logger = logging.getLogger(__name__)
 
 
 class Loader(Protocol):
@@ -55,3 +59,12 @@ class Servable:
             self._is_retired = True
             model, self.model = self.model, None
             return model
+
+
+def load_error(failure: Exception) -> RequestError:
+    """What a version whose load raised this ends with: without an error it would be LOADING for ever, and the
+    start or a ReloadConfig would wait for it."""
+    if isinstance(failure, RequestError):
+        return failure
+    logger.error("a load crashed", exc_info=failure)
+    return RequestError(Code.INTERNAL, f"{type(failure).__name__}: {failure}")
