@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from isthmus.tfx_pipeline import remote, sources
 from isthmus.tfx_pipeline.beam_options import beam_args, runs_elsewhere
 from isthmus.tfx_pipeline.cluster_inputs import (
+    ClusterBundle,
     bundle_for_cluster,
     file_for_cluster,
     folder_for_cluster,
@@ -172,19 +173,8 @@ def prepare(
     """
     check_cluster_name(name, target.cluster)
     _check(config, tracking_uri, target)
-    volumes = config.cluster.volumes
-    opened = bundle_for_cluster(bundle, root=target.root, volumes=volumes)
-    labels = opened.manifest["model"]["labels"]
     args = beam_args(workers=config.beam_workers, further=config.beam_args)
-    source, record = source_for_cluster(
-        config.input,
-        data_root=data_root,
-        labels=labels,
-        root=target.root,
-        volumes=volumes,
-        beam_args=args,
-        recurring=target.schedule is not None,
-    )
+    opened, source, record = _model_and_images(bundle, data_root, config, target, args=args)
     beside, key = _beside(config, signing, root=target.root, args=args)
     serving = remote.join(config.push_to or remote.join(target.root, "serving"), name)
     logger.info("loading TFX")
@@ -194,7 +184,7 @@ def prepare(
 
     built = pipelines.create_pipeline(
         name=name,
-        labels=labels,
+        labels=opened.manifest["model"]["labels"],
         dataset=record,
         places=pipelines.Places(
             pipeline_root=remote.join(target.root, "pipeline", name),
@@ -225,6 +215,23 @@ def prepare(
         package=documents(job, config.cluster, target.cluster),
         places={"bundle": opened.place, "data": source.path, "serving": serving},
     )
+
+
+def _model_and_images(
+    bundle: str | Path, data_root: Path | None, config: PipelineConfig, target: Target, *, args: list[str]
+) -> tuple[ClusterBundle, Source, dict[str, Any]]:
+    """The bundle, the images and what those are called in the record, where containers can open them."""
+    opened = bundle_for_cluster(bundle, root=target.root, volumes=config.cluster.volumes)
+    source, record = source_for_cluster(
+        config.input,
+        data_root=data_root,
+        labels=opened.manifest["model"]["labels"],
+        root=target.root,
+        volumes=config.cluster.volumes,
+        beam_args=args,
+        recurring=target.schedule is not None,
+    )
+    return opened, source, record
 
 
 def _beside(
