@@ -50,7 +50,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "--compile-only",
         type=Path,
         metavar="FILE",
-        help="write the compiled pipeline (.json or .yaml), start nothing",
+        help="write the compiled pipeline (.json or .yaml) and start nothing; local inputs are uploaded below --root",
     )
     action.add_argument(
         "--submit", action="store_true", help="start a run, or with --schedule a recurring one"
