@@ -61,7 +61,7 @@ class ServingConfig:
     """Gather requests into batches, by TensorFlow's batch scheduler."""
 
     batching_parameters_file: Path | None = None
-    """BatchingParameters in text format. Only read with enable_batching."""
+    """BatchingParameters in text format. Needs enable_batching."""
 
     enable_per_model_batching_parameters: bool = False
     """Prefer the batching_params.pbtxt in a version's folder to batching_parameters_file."""
@@ -107,7 +107,8 @@ class ServingConfig:
     """Serve tensorflow.ProfilerService on the gRPC port, to those who may send ReloadConfig requests."""
 
     tensorflow_session_parallelism: int = 0
-    """Threads of one TensorFlow session, for both intra- and inter-op parallelism. 0: TensorFlow's choice."""
+    """Threads of one TensorFlow session, for both intra- and inter-op parallelism, unless one of the next two is
+    given. 0: TensorFlow's choice."""
 
     tensorflow_intra_op_parallelism: int = 0
     """Threads within one TensorFlow operation. 0: TensorFlow's choice."""

@@ -28,11 +28,13 @@ def _check_signature(path: Path, key: Path) -> None:
 
 def session_options(config: ServingConfig) -> SessionOptions:
     """What a configuration says about TensorFlow's sessions."""
-    threads = config.tensorflow_session_parallelism
+    threads = config.tensorflow_intra_op_parallelism, config.tensorflow_inter_op_parallelism
+    if max(threads) <= 0:
+        threads = (config.tensorflow_session_parallelism,) * 2
     return SessionOptions(
         tags=tuple(config.saved_model_tags.split(",")),
-        intra_op_threads=config.tensorflow_intra_op_parallelism or threads,
-        inter_op_threads=config.tensorflow_inter_op_parallelism or threads,
+        intra_op_threads=threads[0],
+        inter_op_threads=threads[1],
         gpu_memory_fraction=config.per_process_gpu_memory_fraction,
     )
 

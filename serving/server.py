@@ -64,6 +64,7 @@ class EmbeddedServer:
         self._models = configured_models(config)
         check_verification_key(config)
         self._batching = configured_batching(config)
+        check_parallelism(config)
         self._manager: ModelManager | None = None
         self._config_poller: threading.Thread | None = None
         self._stopping = threading.Event()
@@ -259,11 +260,39 @@ def configured_batching(config: ServingConfig) -> BatchingParameters | None:
     """The batching parameters of a configuration; None when batching is off.
 
     Raises:
-        ServingError: the file is unreadable or contradicts itself.
+        ServingError: the file is unreadable or contradicts itself, or is given while batching is off.
     """
     if not config.enable_batching:
+        if config.batching_parameters_file is not None:
+            raise _contradiction(
+                "server_options.batching_parameters_file is set without setting "
+                "server_options.enable_batching to true."
+            )
         return None
     return read_parameters(config.batching_parameters_file, num_cpus=os.cpu_count() or 1)
+
+
+def check_parallelism(config: ServingConfig) -> None:
+    """Refuse what the original refuses.
+
+    Raises:
+        ServingError: every flag about TensorFlow's threads is given.
+    """
+    if (
+        config.tensorflow_session_parallelism > 0
+        and config.tensorflow_intra_op_parallelism > 0
+        and config.tensorflow_inter_op_parallelism > 0
+    ):
+        raise _contradiction(
+            "Either configure server_options.tensorflow_session_parallelism or "
+            "(server_options.tensorflow_intra_op_parallelism, "
+            "server_options.tensorflow_inter_op_parallelism) separately. You cannot configure all."
+        )
+
+
+def _contradiction(text: str) -> ServingError:
+    """The original's own line about its flags."""
+    return ServingError(f"Failed to start server. Error: {RequestError(Code.INVALID_ARGUMENT, text)}")
 
 
 def configured_metrics_path(config: ServingConfig) -> str | None:

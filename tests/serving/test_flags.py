@@ -8,6 +8,7 @@ import pytest
 from isthmus.serving import flags
 from isthmus.serving.config import ServingConfig
 from isthmus.serving.errors import ServingError
+from isthmus.serving.loading import session_options
 
 
 def test_defaults() -> None:
@@ -56,6 +57,21 @@ def test_paths() -> None:
 def test_refused(arguments: list[str], text: str) -> None:
     with pytest.raises(ServingError, match=text):
         flags.parse(arguments)
+
+
+@pytest.mark.parametrize(
+    ("session", "intra_op", "inter_op", "threads"),
+    [(0, 0, 0, (0, 0)), (3, 0, 0, (3, 3)), (3, 2, 0, (2, 0)), (3, 0, 1, (0, 1)), (0, 2, 1, (2, 1))],
+)
+def test_threads_of_a_session(session: int, intra_op: int, inter_op: int, threads: tuple[int, int]) -> None:
+    """One of the particular flags switches the general one off for both, as in the original."""
+    config = ServingConfig(
+        tensorflow_session_parallelism=session,
+        tensorflow_intra_op_parallelism=intra_op,
+        tensorflow_inter_op_parallelism=inter_op,
+    )
+    options = session_options(config)
+    assert (options.intra_op_threads, options.inter_op_threads) == threads
 
 
 def test_no_flag_is_both_supported_and_refused() -> None:

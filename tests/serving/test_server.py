@@ -23,6 +23,7 @@ from isthmus.serving.process import ServerProcess
 from isthmus.serving.status import Code
 
 X = np.array([1.0, 2.0], np.float32)
+PARALLELISM = ("session", "intra_op", "inter_op")
 
 
 @pytest.fixture(scope="module")
@@ -196,6 +197,17 @@ def test_port_in_use_is_one_line(tmp_path: Path, flag: str) -> None:
         (
             ["--xla_gpu_compilation_enabled"],
             "error: --xla_gpu_compilation_enabled of tensorflow_model_server is",
+        ),
+        (
+            ["--model_base_path=/m", "--batching_parameters_file=/nope"],
+            "error: Failed to start server. Error: INVALID_ARGUMENT: server_options.batching_parameters_file is "
+            "set without setting server_options.enable_batching to true.",
+        ),
+        (
+            ["--model_base_path=/m", *(f"--tensorflow_{kind}_parallelism=1" for kind in PARALLELISM)],
+            "error: Failed to start server. Error: INVALID_ARGUMENT: Either configure "
+            "server_options.tensorflow_session_parallelism or (server_options.tensorflow_intra_op_parallelism, "
+            "server_options.tensorflow_inter_op_parallelism) separately. You cannot configure all.",
         ),
     ],
 )
