@@ -1,4 +1,5 @@
-"""The access log: one JSON line for each request on either wire.
+"""The access log: one JSON line for each request on either wire, refused ones included; gRPC's health checks and
+reflection leave none.
 
 {"time": "2026-01-31T12:00:00.123Z", "wire": "REST", "peer": "127.0.0.1:5000", "method": "POST",
  "path": "/v1/models/digits:predict", "status": "OK", "http_status": 200, "bytes_in": 612, "bytes_out": 97,

@@ -61,7 +61,7 @@ class GrpcEdge:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="grpc")
         self._server = grpc.server(
             self._pool,
-            interceptors=[] if tokens is None else [TokenInterceptor(tokens)],
+            interceptors=[] if tokens is None else [TokenInterceptor(tokens, self._log_refused)],
             options=[
                 # Without this a second server would silently share the port.
                 ("grpc.so_reuseport", 0),
@@ -128,7 +128,7 @@ class GrpcEdge:
             },
         }
         for name, calls in methods.items():
-            _add_service(self._server, f"tensorflow.serving.{name}", calls)
+            self._add_service(f"tensorflow.serving.{name}", calls)
         if self._config.enable_grpc_healthcheck_service:
             self._health = grpc_extras.Health(services)
             self._health.add_to(self._server)
@@ -138,17 +138,17 @@ class GrpcEdge:
                 name: (request_class, self._privileged(call, "Profile"))
                 for name, (request_class, call) in profiler.methods().items()
             }
-            _add_service(self._server, profiler.SERVICE, profiling)
+            self._add_service(profiler.SERVICE, profiling)
         self._server.start()
 
     def _counted(self, api: str, call: Callable[[Any], Any]) -> Handler:
-        """The call on the wire, with its outcome in the metrics and in the access log."""
+        """The call on the wire, with its outcome in the metrics."""
 
         def handle(request: Any, context: grpc.ServicerContext) -> Any:
-            started, code, response = time.perf_counter(), Code.INTERNAL, None
+            started, code = time.perf_counter(), Code.INTERNAL
 
             def counted(asked: Any) -> Any:
-                nonlocal code, response
+                nonlocal code
                 try:
                     response, code = call(asked), Code.OK
                 except RequestError as error:
@@ -165,28 +165,69 @@ class GrpcEdge:
                     finally:
                         span.done(code, **{"rpc.grpc.status_code": int(code)})
             finally:
-                self._record(api, request, response, context, code, time.perf_counter() - started)
+                self._metrics.request(
+                    model=_model_name(request),
+                    api=api,
+                    entrypoint="GRPC",
+                    status=code.name,
+                    duration_us=(time.perf_counter() - started) * 1e6,
+                )
 
         return handle
 
-    def _record(
-        self, api: str, request: Any, response: Any, context: grpc.ServicerContext, code: Code, seconds: float
+    def _add_service(self, name: str, methods: Mapping[str, tuple[Any, Handler]]) -> None:
+        """Register a service: the request's class and the call of each method; a line of the access log for each
+        call.
+
+        Messages are parsed here and not by grpcio, which writes a traceback into the log for each that is none.
+        """
+
+        def handler(method: str, request_class: Any, call: Handler) -> Any:
+            def handle(data: bytes, context: grpc.ServicerContext) -> bytes:
+                started, model, serialized = time.perf_counter(), "", None
+                try:
+                    try:
+                        request = request_class.FromString(data)
+                    except DecodeError:
+                        context.abort(grpc.StatusCode.INTERNAL, "Exception deserializing request!")
+                    model = _model_name(request)
+                    serialized = call(request, context).SerializeToString()
+                    return serialized
+                finally:
+                    seconds = time.perf_counter() - started
+                    self._log(method, model, context, len(data), serialized, seconds)
+
+            return grpc.unary_unary_rpc_method_handler(handle)
+
+        handlers = {method: handler(method, *both) for method, both in methods.items()}
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, handlers),))
+
+    def _log(
+        self,
+        method: str,
+        model: str,
+        context: grpc.ServicerContext,
+        bytes_in: int,
+        response: bytes | None,
+        seconds: float,
     ) -> None:
-        model = _model_name(request)
-        self._metrics.request(
-            model=model, api=api, entrypoint="GRPC", status=code.name, duration_us=seconds * 1e6
-        )
+        """One line of the access log; a call without a response failed with the context's code."""
         if self._access_log is not None:
+            code = grpc.StatusCode.OK if response is not None else context.code() or grpc.StatusCode.UNKNOWN
             self._access_log.request(
                 wire="GRPC",
                 peer=context.peer(),
-                method=api,
+                method=method,
                 path=model,
                 status=code.name,
-                bytes_in=request.ByteSize(),
-                bytes_out=0 if response is None else response.ByteSize(),
+                bytes_in=bytes_in,
+                bytes_out=0 if response is None else len(response),
                 duration_ms=seconds * 1e3,
             )
+
+    def _log_refused(self, method: str, data: bytes, context: grpc.ServicerContext) -> None:
+        """The line of a call without a token; its message is not read."""
+        self._log(method.rpartition("/")[2], "", context, len(data), None, 0.0)
 
     def _privileged(self, call: Callable[..., Any], what: str, *, with_timeout: bool = False) -> Handler:
         """The call for those who may send ReloadConfig requests."""
@@ -225,10 +266,10 @@ def _span_of(api: str, context: grpc.ServicerContext) -> tuple[str, dict[str, st
 
 
 def _model_name(request: Any) -> str:
+    """The model that a request is about; "" for those that are about the server."""
     if hasattr(request, "tasks"):
         return request.tasks[0].model_spec.name if request.tasks else ""
-    name: str = request.model_spec.name
-    return name
+    return str(request.model_spec.name) if hasattr(request, "model_spec") else ""
 
 
 def _described_services() -> list[str]:
@@ -255,27 +296,6 @@ def _channel_arguments(text: str) -> list[tuple[str, int | str]]:
             raise ServingError(f"--grpc_channel_arguments: {item!r} is no key=value")
         arguments.append((key, int(value) if value.lstrip("-").isdigit() else value))
     return arguments
-
-
-def _add_service(server: Any, name: str, methods: Mapping[str, tuple[Any, Handler]]) -> None:
-    """Register a service: the request's class and the call of each method.
-
-    Messages are parsed here and not by grpcio, which writes a traceback into the log for each that is none.
-    """
-
-    def handler(request_class: Any, call: Handler) -> Any:
-        def handle(data: bytes, context: grpc.ServicerContext) -> bytes:
-            try:
-                request = request_class.FromString(data)
-            except DecodeError:
-                context.abort(grpc.StatusCode.INTERNAL, "Exception deserializing request!")
-            serialized: bytes = call(request, context).SerializeToString()
-            return serialized
-
-        return grpc.unary_unary_rpc_method_handler(handle)
-
-    handlers = {method: handler(*both) for method, both in methods.items()}
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, handlers),))
 
 
 def _wire(call: Callable[[Any], Any]) -> Handler:

@@ -6,6 +6,7 @@ import os
 import ssl
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ __all__ = ["RELOAD_FROM", "ApiTokens", "TlsMaterial", "TokenInterceptor", "check
 
 RELOAD_FROM = ("loopback", "anywhere", "nowhere")
 _REREAD_AFTER_S = 1.0
+Refused = Callable[[str, bytes, grpc.ServicerContext], None]
+
 # Probes carry no token and learn nothing but SERVING.
 _OPEN_METHODS = "/grpc.health.v1.Health/"
 
@@ -145,10 +148,16 @@ class ApiTokens:
 
 
 class TokenInterceptor(grpc.ServerInterceptor):
-    """Demands a token of every gRPC call but health checks."""
+    """Demands a token of every gRPC call but health checks.
 
-    def __init__(self, tokens: ApiTokens) -> None:
+    Args:
+        tokens: those that are known.
+        refused: told of each call that was not let in, before its end: the method's full name, and the message's bytes.
+    """
+
+    def __init__(self, tokens: ApiTokens, refused: Refused = lambda _method, _data, _context: None) -> None:
         self._tokens = tokens
+        self._refused = refused
 
     def intercept_service(self, continuation: Any, details: Any) -> Any:
         """The method's own handler, or one that ends the call UNAUTHENTICATED."""
@@ -156,12 +165,14 @@ class TokenInterceptor(grpc.ServerInterceptor):
             try:
                 self._tokens.check(dict(details.invocation_metadata).get("authorization"))
             except RequestError as error:
-                return _refusal(error.message)
+                return _refusal(error.message, details.method, self._refused)
         return continuation(details)
 
 
-def _refusal(text: str) -> Any:
-    def refuse(_request: Any, context: grpc.ServicerContext) -> None:
+def _refusal(text: str, method: str, refused: Refused) -> Any:
+    def refuse(request: bytes, context: grpc.ServicerContext) -> None:
+        context.set_code(grpc.StatusCode.UNAUTHENTICATED)
+        refused(method, request, context)
         context.abort(grpc.StatusCode.UNAUTHENTICATED, text)
 
     return grpc.unary_unary_rpc_method_handler(refuse)

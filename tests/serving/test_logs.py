@@ -101,6 +101,44 @@ def test_logs_of_a_server(models_root: Path, tmp_path: Path) -> None:
     assert {log.log_metadata.sampling_config.sampling_rate for log in logs} == {1.0}
 
 
+def test_every_call_leaves_a_line(models_root: Path, tmp_path: Path) -> None:
+    (tmp_path / "tokens").write_text("alpha\n")
+    log = tmp_path / "access.jsonl"
+    flags = [
+        f"--access_log_file={log}",
+        f"--api_token_file={tmp_path / 'tokens'}",
+        "--reload_config_from=nowhere",
+    ]
+    with ServerProcess("half", models_root / "half_plus_n", flags=flags) as server:
+        with GrpcClient(port=server.grpc_port, token="alpha") as client:
+            client.status("half")
+            client.metadata("half")
+            with pytest.raises(RequestError):
+                client.status("nope")
+        with GrpcClient(port=server.grpc_port, token="beta") as client, pytest.raises(RequestError):
+            client.predict("half", {"x": X})
+        with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+            for service, data in (
+                ("ModelService/HandleReloadConfigRequest", b""),
+                ("PredictionService/Classify", b"\xff"),
+            ):
+                with pytest.raises(grpc.RpcError):
+                    channel.unary_unary(f"/tensorflow.serving.{service}")(
+                        data, metadata=[("authorization", "Bearer alpha")]
+                    )
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [(line["method"], line["path"], line["status"]) for line in lines] == [
+        ("GetModelStatus", "half", "OK"),
+        ("GetModelMetadata", "half", "OK"),
+        ("GetModelStatus", "nope", "NOT_FOUND"),
+        ("Predict", "", "UNAUTHENTICATED"),
+        ("HandleReloadConfigRequest", "", "PERMISSION_DENIED"),
+        ("Classify", "", "INTERNAL"),
+    ]
+    assert [line["bytes_out"] > 0 for line in lines] == [True, True, False, False, False, False]
+    assert lines[3]["bytes_in"] > lines[5]["bytes_in"] == 1
+
+
 def test_a_full_disk_loses_lines_and_nothing_else() -> None:
     log = AccessLog(Path("/dev/full"))
     for _ in range(5):
