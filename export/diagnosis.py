@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from isthmus.export.config import Precision
 from isthmus.export.errors import ExportError
 from isthmus.export.jobs import JobRunner
 from isthmus.export.ladder import Attempt
@@ -18,6 +19,9 @@ log = logging.getLogger(__name__)
 DIAGNOSE_MODULE = "isthmus.export.tf_half.diagnose"
 _NUM_IMAGES = 3
 _AROUND = 4
+
+# Stages that ask the graph itself, with tensors.
+_OF_THE_GRAPH = {"saved_model", "precision"}
 
 _CAUSES = {
     "lowering": "the graph as it was lowered",
@@ -34,6 +38,7 @@ def diagnose(
     reference: Path,
     limit: float,
     stem: Path,
+    precision: Precision = "fp32",
 ) -> list[str]:
     """Compare each failed rung with the ONNX model, node by node; writes <stem>.json and <stem>-<rung>.png.
 
@@ -45,6 +50,8 @@ def diagnose(
         reference: reference.npz.
         limit: What counts as diverging, in standard deviations of a node's output.
         stem: Where the answers go, without suffix.
+        precision: Of the export. Compared is the graph in fp32, from which a reduced one is made: a lowering that
+            is right leaves the precision as what changed the answers.
 
     Returns:
         Lines for the user.
@@ -74,19 +81,29 @@ def diagnose(
         answers[attempt.rung] = {"problem": attempt.problem, **answer}
         picture = stem.with_name(f"{stem.name}-{attempt.rung}.png")
         _draw(answer, Reference.load(reference), picture, title=f"rung {attempt.rung}", limit=limit)
-        lines += [f"  {line}" for line in table(answer, limit=limit, paths=Reference.load(reference).paths)]
+        failed = [stage.stage for stage in attempt.report.failures]
+        shown = table(
+            answer,
+            limit=limit,
+            paths=Reference.load(reference).paths,
+            blamed=precision if precision != "fp32" and _OF_THE_GRAPH & set(failed) else None,
+        )
+        if precision != "fp32":
+            lines.append(f"  compared in fp32, from which {precision} is made")
+        lines += [f"  {line}" for line in shown]
         lines.append(f"  picture: {picture}")
     write_json(stem.with_name(f"{stem.name}.json"), answers)
     return lines
 
 
-def table(answer: dict[str, Any], *, limit: float, paths: Sequence[str]) -> list[str]:
-    """The diverging node with its neighbours, a line each."""
+def table(
+    answer: dict[str, Any], *, limit: float, paths: Sequence[str], blamed: Precision | None = None
+) -> list[str]:
+    """The diverging node with its neighbours, a line each; `blamed`: the precision to blame where there is none."""
     first, rows = answer["first"], answer["rows"]
     if first is None:
-        return [
-            f"every ONNX node's output agrees with ONNX Runtime within {limit:.1e}: not this graph is to blame"
-        ]
+        verdict = f"it is {blamed} that changes the answers" if blamed else "not this graph is to blame"
+        return [f"every ONNX node's output agrees with ONNX Runtime within {limit:.1e}: {verdict}"]
     place = next(i for i, row in enumerate(rows) if row["output"] == first["output"])
     lines = [
         f"first diverging ONNX node: {first['node']} ({first['op_type']}), {_far(first['error'])} standard "

@@ -304,6 +304,7 @@ class _Exporter:
             reference=self.bundle / "reference.npz",
             limit=limit,
             stem=self.log_stem.with_name(f"{self.log_stem.name}-diagnosis"),
+            precision=self.config.precision,
         )
         for line in lines:
             log.info("%s", line)
