@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import json
+import logging
+import shutil
 from pathlib import Path
 
 import numpy as np
 import onnx
+import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from isthmus.export.config import GateConfig, Precision
+from isthmus.export.config import ExportConfig, GateConfig, Precision
 from isthmus.export.diagnosis import diagnose
+from isthmus.export.errors import ParityRefusedError
 from isthmus.export.jobs import JobRunner
 from isthmus.export.ladder import Attempt
 from isthmus.export.parity import Report, failed_stage
 from isthmus.export.reference import Reference
+from isthmus.export.run import export
 
 SIZE = 8
 GATES = GateConfig()
@@ -118,3 +124,41 @@ def test_where_the_graph_is_right_in_fp32_it_is_the_precision(tmp_path: Path) ->
         "  compared in fp32, from which bf16 is made",
         "  every ONNX node's output agrees with ONNX Runtime within 1.0e-03: it is bf16 that changes the answers",
     ]
+
+
+@pytest.mark.slow
+def test_an_export_that_fails_is_diagnosed(
+    checkpoint: Path, data_root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An image that only Pillow reads: the gates refuse it, and the graph is not to blame."""
+    root = Path(shutil.copytree(data_root, tmp_path / "data"))
+    odd = root / "test" / "red" / "0.png"
+    data = odd.read_bytes()
+    odd.write_bytes(data[: data.rindex(b"IEND") - 4])
+    assert Image.open(io.BytesIO(odd.read_bytes())).convert("RGB").size[0] > 0
+    config = ExportConfig(reference_images=24, rungs=("direct",))
+    with (
+        caplog.at_level(logging.INFO, "isthmus.export"),
+        pytest.raises(
+            ParityRefusedError, match=r"cannot read 1 of the 24 .*: test/red/0\.png; save them again"
+        ),
+    ):
+        export(
+            name="toy",
+            checkpoint=checkpoint,
+            data_root=root,
+            config=config,
+            home=tmp_path / "home",
+            recipe={"name": "toy"},
+            diagnose=True,
+        )
+    said = [line.strip() for line in caplog.messages]
+    verdict = "every ONNX node's output agrees with ONNX Runtime within 1.0e-03: not this graph is to blame"
+    assert verdict in said
+    (written,) = (tmp_path / "home" / "logs").glob("export-toy-*-diagnosis.json")
+    answer = json.loads(written.read_text())["direct"]
+    assert (answer["cause"], answer["first"]) == ("nowhere", None)
+    assert max(row["error"] for row in answer["rows"]) < 1e-3
+    picture = written.with_name(f"{written.stem}-direct.png")
+    assert f"picture: {picture}" in said
+    assert picture.read_bytes().startswith(b"\x89PNG")
