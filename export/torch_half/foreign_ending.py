@@ -53,7 +53,7 @@ def prune(graph: Any) -> None:
     # Nodes are in an order in which they can be computed: ONNX's checker sees to it. "" is an input left out.
     for node in reversed(graph.node):
         if needed.intersection(node.output):
-            needed |= _reads(node) - {""}
+            needed |= reads(node) - {""}
     _keep(graph.node, lambda node: bool(needed.intersection(node.output)))
     inputs = {value.name for value in graph.input}
     _keep(graph.initializer, lambda tensor: tensor.name in needed or tensor.name in inputs)
@@ -66,13 +66,13 @@ def _keep(entries: Any, wanted: Callable[[Any], bool]) -> None:
             del entries[place]
 
 
-def _reads(node: Any) -> set[str]:
+def reads(node: Any) -> set[str]:
     """What a node reads, the graphs inside it too: those see the values around them."""
     names = set(node.input)
     for attribute in node.attribute:
         for graph in [attribute.g, *attribute.graphs]:
             names |= {value.name for value in graph.output}
-            names = names.union(*(_reads(inner) for inner in graph.node))
+            names = names.union(*(reads(inner) for inner in graph.node))
     return names
 
 

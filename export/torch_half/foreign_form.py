@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from isthmus.export.errors import ExportError
+from isthmus.export.torch_half.foreign_batch import free_batch
 from isthmus.export.torch_half.foreign_onnx import ForeignModel, open_session, run_session
 from isthmus.export.torch_half.onnx_model import INPUT_NAME, OUTPUT_NAME
 
@@ -50,7 +51,7 @@ def normalized(found: ForeignModel, *, images: np.ndarray, reference: np.ndarray
     )
     del graph.value_info[:]
     if found.batch is not None:
-        _free_batch(graph, found.batch)
+        free_batch(proto, found.batch)
     _check_batches(proto, found, images, reference)
     return proto
 
@@ -72,36 +73,13 @@ def _rename_collisions(graph: Any) -> None:
             tensor.name = f"{tensor.name}_inside"
 
 
-def _free_batch(graph: Any, batch: int) -> None:
-    """Reshapes whose constant target begins with the batch copy that axis from their input instead."""
-    from onnx import numpy_helper
-
-    stored = {tensor.name: tensor for tensor in graph.initializer}
-    constants = {node.output[0]: node for node in graph.node if node.op_type == "Constant"}
-    for node in graph.node:
-        if node.op_type != "Reshape":
-            continue
-        holder = stored.get(node.input[1])
-        if holder is None and node.input[1] in constants:
-            holder = next((a.t for a in constants[node.input[1]].attribute if a.name == "value"), None)
-        if holder is None:
-            continue
-        target = numpy_helper.to_array(holder).copy()
-        if target.ndim == 1 and len(target) and target[0] == batch:
-            # -1 where it is free, else 0: "as in the input", right where the input begins with the batch too.
-            target[0] = 0 if (target == -1).any() else -1
-            name = f"{node.output[0]}_target"
-            graph.initializer.append(numpy_helper.from_array(target, name))
-            node.input[1] = name
-
-
 def _check_batches(proto: Any, found: ForeignModel, images: np.ndarray, reference: np.ndarray) -> None:
     """Whether the graph answers the same at other batch sizes than its own."""
     if found.batch is None:
         return
     nchw = np.ascontiguousarray(images[:3].transpose(0, 3, 1, 2), dtype=np.float32)
     scale = float(np.abs(reference).max()) or 1.0
-    for size in (1, len(nchw)):
+    for size in range(1, len(nchw) + 1):
         try:
             answer = run_session(open_session(proto), INPUT_NAME, nchw[:size])
             same = answer.shape == reference[:size].shape
