@@ -3,6 +3,7 @@
 Rules and texts are those of tensorflow_serving/model_servers/server_core.cc.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from isthmus.serving.versions import ModelSettings, VersionPolicy
 __all__ = ["read_file", "read_text_proto", "settings"]
 
 PLATFORM = "tensorflow"
+# tsl/platform/path.cc, ParseURI.
+_URI = re.compile(r"(?P<scheme>[A-Za-z][0-9A-Za-z.]*)://[^/]*(?P<path>/.*)?", re.DOTALL)
 
 
 def read_text_proto(path: Path, message: Any) -> Any:
@@ -61,21 +64,35 @@ def settings(config: Any) -> list[ModelSettings]:
     for entry in config.model_config_list.config:
         if entry.name in models:
             raise _invalid(f"Illegal to list model {entry.name} multiple times in config list")
-        if not entry.base_path.startswith("/"):
-            raise _invalid(
-                f"Expected model {entry.name} to have an absolute path or URI; got "
-                f"base_path()={entry.base_path}"
-            )
+        base_path = _base_path(entry)
         platform = _platform(entry)
         if platform != PLATFORM:
             raise _invalid(f"Model {entry.name} requests unsupported platform {platform}")
         models[entry.name] = ModelSettings(
             name=entry.name,
-            base_path=Path(entry.base_path),
+            base_path=base_path,
             policy=_policy(entry.model_version_policy),
             labels=dict(entry.version_labels),
         )
     return list(models.values())
+
+
+def _base_path(entry: Any) -> Path:
+    """The folder that a path or a file:// URI names; as TensorFlow reads URIs: nothing is unquoted, the host does not
+    matter."""
+    uri = _URI.fullmatch(entry.base_path)
+    if uri is None and not entry.base_path.startswith("/"):
+        raise _invalid(
+            f"Expected model {entry.name} to have an absolute path or URI; got base_path()={entry.base_path}"
+        )
+    if uri is None:
+        return Path(entry.base_path)
+    if uri["scheme"] != "file" or not uri["path"]:
+        raise _invalid(
+            f"model {entry.name}: the embedded server reads folders of this machine, as /path or file:///path; got "
+            f"base_path()={entry.base_path}"
+        )
+    return Path(uri["path"])
 
 
 def _platform(entry: Any) -> str:

@@ -1,15 +1,18 @@
-"""A model_config_file that is polled: which texts change what is served."""
+"""A model_config_file: where it says that models lie, and, polled, which texts change what is served."""
 
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from google.protobuf import text_format
+from tensorflow_serving.config import model_server_config_pb2
 
 from isthmus.serving import model_config
 from isthmus.serving.client import GrpcClient
 from isthmus.serving.errors import RequestError
 from isthmus.serving.process import ServerProcess
+from isthmus.serving.status import Code
 
 LIST = 'model_config_list {{ config {{ name: "half" base_path: "{}" model_platform: "tensorflow" }} }}'
 
@@ -73,3 +76,49 @@ def test_a_file_without_a_configuration(tmp_path: Path, text: str) -> None:
     assert model_config.read_file(path) is None
     path.write_text(f"{text}\nmodel_config_list {{}}")
     assert model_config.read_file(path) == []
+
+
+def base_path(text: str) -> Path:
+    """The base path of a model that a configuration gives one."""
+    entry = f"config {{ name: 'm' base_path: '{text}' model_platform: 'tensorflow' }}"
+    message = text_format.Parse(
+        f"model_config_list {{ {entry} }}", model_server_config_pb2.ModelServerConfig()
+    )
+    (model,) = model_config.settings(message)
+    return model.base_path
+
+
+@pytest.mark.parametrize(
+    "text", ["/models/m", "file:///models/m", "file:///models/m/", "file://localhost/models/m"]
+)
+def test_a_path_and_its_uris_are_the_same_folder(text: str) -> None:
+    assert base_path(text) == Path("/models/m")
+
+
+def test_nothing_in_a_uri_is_unquoted() -> None:
+    assert base_path("file:///models/a%20b") == Path("/models/a%20b")
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("models/m", "Expected model m to have an absolute path or URI; got base_path()=models/m"),
+        (
+            "file:/models/m",
+            "Expected model m to have an absolute path or URI; got base_path()=file:/models/m",
+        ),
+        ("", "Expected model m to have an absolute path or URI; got base_path()="),
+        *(
+            (
+                uri,
+                "model m: the embedded server reads folders of this machine, as /path or file:///path; got "
+                f"base_path()={uri}",
+            )
+            for uri in ("s3://bucket/m", "file://models")
+        ),
+    ],
+)
+def test_other_places_are_refused(text: str, error: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        base_path(text)
+    assert (caught.value.code, caught.value.message) == (Code.INVALID_ARGUMENT, error)
