@@ -18,6 +18,7 @@ class BasePaths:
 
     def __init__(self) -> None:
         self._warned: set[tuple[str, str]] = set()
+        self._unreadable: dict[str, set[str]] = {}
 
     def wanted_versions(self, settings: ModelSettings, running: Collection[int]) -> dict[int, str] | None:
         """The folder's name by version, of the versions that the model's policy asks for.
@@ -30,13 +31,16 @@ class BasePaths:
             None when the base path cannot be read: that says nothing about what to serve, what runs goes on.
         """
         try:
-            folders = _complete_versions(settings, running)
+            folders, unreadable = _complete_versions(settings, running)
         except OSError as error:
             self._warn_once(
                 settings.name,
                 f"Could not find base path {settings.base_path} for servable {settings.name}: {error}",
             )
             return None
+        for text in sorted(unreadable - self._unreadable.get(settings.name, set())):
+            logger.warning("A version of servable %s cannot be read: %s", settings.name, text)
+        self._unreadable[settings.name] = unreadable
         wanted = aspired_versions(folders, settings.policy)
         if wanted:
             self._warned = {pair for pair in self._warned if pair[0] != settings.name}
@@ -61,7 +65,7 @@ def newest_version(base_path: Path) -> Path:
         ServingError: there is none.
     """
     try:
-        found = _complete_versions(ModelSettings(name="", base_path=base_path), ())
+        found, _ = _complete_versions(ModelSettings(name="", base_path=base_path), ())
     except OSError as error:
         raise ServingError(f"cannot read the base path {base_path}: {error.strerror}") from error
     if not found:
@@ -71,12 +75,24 @@ def newest_version(base_path: Path) -> Path:
     return base_path / found[max(found)]
 
 
-def _complete_versions(settings: ModelSettings, running: Collection[int]) -> dict[int, str]:
+def _complete_versions(settings: ModelSettings, running: Collection[int]) -> tuple[dict[int, str], set[str]]:
+    """The folders' names by version, and why folders cannot be looked into (others are served all the same, and one
+    that runs goes on).
+
+    Raises:
+        OSError: the base path itself cannot be read.
+    """
     found: dict[int, str] = {}
+    unreadable: set[str] = set()
     for folder in sorted(settings.base_path.iterdir()):
         version = parse_version(folder.name)
         if version is None:
             continue
-        if is_complete(folder) or (version in running and folder.is_dir()):
+        try:
+            is_there = is_complete(folder) or (version in running and folder.is_dir())
+        except OSError as error:
+            is_there = version in running
+            unreadable.add(str(error))
+        if is_there:
             found[version] = folder.name
-    return found
+    return found, unreadable
