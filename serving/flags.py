@@ -7,6 +7,7 @@ python -m isthmus.serving --model_name=digits --model_base_path=.isthmus/serving
 import argparse
 import ast
 import inspect
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import MISSING, Field, fields
@@ -18,10 +19,10 @@ from isthmus.serving import config
 from isthmus.serving.config import ServingConfig
 from isthmus.serving.errors import ServingError
 
-__all__ = ["OWN", "UNSUPPORTED", "help_text", "markdown", "parse"]
+__all__ = ["UNSUPPORTED", "help_text", "markdown", "parse"]
 
-# How the documentation of a field says that the original has no such flag.
-OWN = "(not in tensorflow_model_server)"
+# How the documentation of a field says that the original has no such flag, and perhaps what it does instead.
+_OWN = re.compile(r" \(not in tensorflow_model_server(, [^()]+)?\)\.$")
 
 # Flags of tensorflow_model_server that mean nothing here, and why: refused by name, never ignored.
 UNSUPPORTED = {
@@ -74,19 +75,22 @@ def markdown() -> str:
         return [
             "| flag | default | |",
             "|---|---|---|",
-            *(
-                f"| `--{name}` | {_shown(defaults[name])} | {documented[name].removesuffix(f' {OWN}.')} |"
-                for name in names
-            ),
+            *(f"| `--{name}` | {_shown(defaults[name])} | {_own_text(documented[name])} |" for name in names),
         ]
 
-    own = [name for name, text in documented.items() if text.endswith(f"{OWN}.")]
+    own = [name for name, text in documented.items() if _OWN.search(text)]
     lines = ["### As tensorflow_model_server has them", "", "`--version` and `--help`, and:", ""]
     lines += table([name for name in documented if name not in own])
     lines += ["", "### Of the embedded server alone", "", *table(own), "", "### Refused by name", ""]
     lines += ["| flag | why |", "|---|---|"]
     lines += [f"| `--{name}` | {why} |" for name, why in UNSUPPORTED.items()]
     return "\n".join(lines) + "\n"
+
+
+def _own_text(text: str) -> str:
+    """The documentation without its mark, unless that says more than the mark."""
+    mark = _OWN.search(text)
+    return text if mark is None or mark[1] is not None else text[: mark.start()]
 
 
 def _write_page(path: Path) -> None:

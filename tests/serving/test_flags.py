@@ -78,6 +78,16 @@ def test_no_flag_is_both_supported_and_refused() -> None:
     assert not flags.UNSUPPORTED.keys() & {field.name for field in dataclasses.fields(ServingConfig)}
 
 
+def test_flags_of_our_own_are_told_apart() -> None:
+    """Also one whose mark says what tensorflow_model_server does instead."""
+    as_there, _, rest = flags.markdown().partition("### Of the embedded server alone")
+    own, _, refused = rest.partition("### Refused by name")
+    for name in ("host", "reload_config_from", "drain_seconds"):
+        assert f"| `--{name}` |" in own
+    assert "| `--port` |" in as_there
+    assert "not in tensorflow_model_server" not in as_there + refused
+
+
 def test_the_page_has_every_flag_as_it_is() -> None:
     """docs/serving.md holds `python -m isthmus.serving.flags`' output between its two marks."""
     page = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
