@@ -1,8 +1,8 @@
 """ONNX files that came from elsewhere: read without trusting them, and brought into the bridge's form.
 
 Nothing of such a file is executed: it is parsed, its operators must be ONNX's own, and ONNX Runtime computes
-them. `read` gives the model as it came (only inlined and with its logits as the one output): the reference's
-answers are computed from that. foreign_form.py makes of it what crosses.
+them. `read` gives the model as it came (only inlined, float32 at both ends, its logits the one output): the
+reference's answers are computed from that. foreign_form.py makes of it what crosses.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def read(
 
     Raises:
         ExportError: Not an ONNX file, damaged, operators that are not ONNX's own, another interface than one
-            float32 RGB image input and logits [N, C]; the text names what was found.
+            RGB image input of floats and logits [N, C]; the text names what was found.
     """
     proto = _parse(file)
     _check_operators(proto, file)
@@ -101,9 +101,12 @@ def read(
     batch = dims[0] if isinstance(dims[0], int) else None
     _set_size(image, layout, size)
     choose_output(proto, output, file)
+    kinds = _float32_ends(proto, image)
     notes = [
         f"{file}: {layout} images {list(size)}, opset {_opset(proto)}, by {proto.producer_name or 'unknown'}"
     ]
+    if kinds:
+        notes.append(f"{' and '.join(kinds)}: cast from and to float32 at the ends")
     found = ForeignModel(
         proto=proto,
         input_name=image.name,
@@ -193,13 +196,42 @@ def _image_input(proto: Any, file: Path) -> Any:
             f"{file} has {len(inputs)} inputs ({names}); exactly one image input crosses the bridge"
         )
     tensor = inputs[0].type.tensor_type
-    if tensor.elem_type != onnx.TensorProto.FLOAT:
+    if tensor.elem_type not in (onnx.TensorProto.FLOAT, *_wider_and_narrower()):
         kind = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
         raise ExportError(
-            f"{file}: input {inputs[0].name!r} is {kind}; preprocessed float32 images are wanted: export it in "
-            "float32 and without its own preprocessing"
+            f"{file}: input {inputs[0].name!r} is {kind}; preprocessed float32 (or float16, float64) images "
+            "are wanted: export it in float32 and without its own preprocessing"
         )
     return inputs[0]
+
+
+def _wider_and_narrower() -> tuple[int, ...]:
+    """What a Cast to or from float32 stands for without a loss that the file itself would not have."""
+    import onnx
+
+    return (onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
+
+
+def _float32_ends(proto: Any, image: Any) -> list[str]:
+    """Cast where the image input or the output is float16 or float64; returns what was cast."""
+    import onnx
+    from onnx import helper
+
+    graph, said = proto.graph, []
+    entry, end = image.type.tensor_type, graph.output[0]
+    if entry.elem_type in _wider_and_narrower():
+        said.append(f"{onnx.TensorProto.DataType.Name(entry.elem_type).lower()} images")
+        inside = f"{image.name}_as_its_type"
+        for node in graph.node:
+            node.input[:] = [inside if name == image.name else name for name in node.input]
+        graph.node.insert(0, helper.make_node("Cast", [image.name], [inside], to=entry.elem_type))
+        entry.elem_type = onnx.TensorProto.FLOAT
+    if end.type.tensor_type.elem_type in _wider_and_narrower():
+        said.append(f"{onnx.TensorProto.DataType.Name(end.type.tensor_type.elem_type).lower()} answers")
+        name = f"{end.name}_float32"
+        graph.node.append(helper.make_node("Cast", [end.name], [name], to=onnx.TensorProto.FLOAT))
+        end.name, end.type.tensor_type.elem_type = name, onnx.TensorProto.FLOAT
+    return said
 
 
 def _open_dims(graph: Any) -> None:
@@ -277,7 +309,9 @@ def _try(found: ForeignModel, file: Path) -> np.ndarray:
         answer = run_session(open_session(found.proto), found.input_name, found._laid_out(noise))
     except ExportError as error:
         raise ExportError(f"{file}: {error}") from error
-    flat = answer.ndim >= 2 and answer.shape[0] == num and answer.size == num * answer.shape[1]
+    # [N, C], or [N, C, 1, 1] and [N, 1, 1, C] of a head that is a convolution.
+    classes = max(answer.shape[1:], default=0)
+    flat = answer.ndim >= 2 and answer.shape[0] == num and answer.size == num * classes
     if not flat or answer.dtype != np.float32:
         raise ExportError(
             f"{file} answers {answer.dtype} {list(answer.shape)} for {num} images; float32 logits [N, C] are "

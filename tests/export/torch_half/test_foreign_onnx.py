@@ -116,6 +116,51 @@ def test_sizes_of_minus_one_and_zero_are_open_ones(open_size: int, tmp_path: Pat
     np.testing.assert_allclose(got, answers, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("end", [None, "Softmax"])
+@pytest.mark.parametrize("kind", [np.float16, np.float64])
+def test_float16_and_float64_files_are_cast_at_both_ends(kind: Any, end: str | None, tmp_path: Path) -> None:
+    plain = classifier(tmp_path / "m.onnx", end=end)
+    model = onnx.load(plain)
+    if kind is np.float64:
+        # ONNX Runtime has no convolution in float64: only the ends are.
+        first, last = model.graph.node[0], model.graph.node[-1]
+        answer, last.output[0] = last.output[0], "narrow_answer"
+        first.input[0] = "narrow_image"
+        model.graph.node.insert(0, helper.make_node("Cast", ["logits"], ["narrow_image"], to=FLOAT))
+        model.graph.node.append(helper.make_node("Cast", ["narrow_answer"], [answer], to=TensorProto.DOUBLE))
+    for tensor in model.graph.initializer:
+        if tensor.data_type == FLOAT and kind is np.float16:
+            value = numpy_helper.to_array(tensor).astype(kind)
+            tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))
+    for value in (model.graph.input[0], model.graph.output[0]):
+        value.type.tensor_type.elem_type = helper.np_dtype_to_tensor_dtype(np.dtype(kind))
+    onnx.save(model, tmp_path / "other.onnx")
+    wanted = foreign_onnx.read(plain).answers(IMAGES)
+    found = foreign_onnx.read(tmp_path / "other.onnx")
+    assert found.facts["cut_off"] == end
+    answers = found.answers(IMAGES)
+    atol = (2e-2 if kind is np.float16 else 1e-5) * np.abs(wanted).max()
+    np.testing.assert_allclose(answers, wanted, atol=atol)
+    made = normalized(found, images=IMAGES, reference=answers)
+    session = onnxruntime.InferenceSession(made.SerializeToString())
+    assert {session.get_inputs()[0].type, session.get_outputs()[0].type} == {"tensor(float)"}
+    (got,) = session.run(["logits"], {"images": np.ascontiguousarray(IMAGES.transpose(0, 3, 1, 2))})
+    np.testing.assert_allclose(got, answers, atol=atol)
+
+
+@pytest.mark.parametrize("shape", [[-1, 3, 1, 1], [-1, 1, 1, 3]])
+def test_answers_of_a_convolution_are_flattened(shape: list[int], tmp_path: Path) -> None:
+    def unflatten(model: Any) -> None:
+        model.graph.node[-1].output[0] = "flat_answer"
+        model.graph.node.append(helper.make_node("Reshape", ["flat_answer", "maps_of_one"], ["images"]))
+        model.graph.initializer.append(numpy_helper.from_array(np.array(shape, np.int64), "maps_of_one"))
+        dims = ["n", *shape[1:]]
+        model.graph.output[0].CopyFrom(helper.make_tensor_value_info("images", FLOAT, dims))
+
+    found = foreign_onnx.read(classifier(tmp_path / "m.onnx", change=unflatten))
+    assert (found.num_classes, found.answers(IMAGES).shape) == (3, (5, 3))
+
+
 def _foreign_domain(model: Any) -> None:
     model.graph.node[0].domain = "com.example"
     model.graph.node[0].name = "first"
@@ -158,7 +203,7 @@ def _outside(model: Any) -> None:
         (_second_input, r"has 2 inputs \(logits, mask\); exactly one image input"),
         (_second_output, r"has 2 outputs \(images, maps\); say which with --onnx-output NAME"),
         (_only_maps, r"answers float32 \[2, 5, 4, 2\] for 2 images; float32 logits \[N, C\] are wanted"),
-        (_uint8, r"input 'logits' is uint8; preprocessed float32 images are wanted"),
+        (_uint8, r"input 'logits' is uint8; preprocessed float32 \(or float16, float64\) images are wanted"),
         (_grey, r"input 'logits' is \['n', 1, 6, 4\]; \[N, 3, H, W\] or \[N, H, W, 3\] is wanted"),
         (_outside, r"keeps weights in other files, which cannot be read: "),
     ],
