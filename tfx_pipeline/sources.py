@@ -6,6 +6,7 @@ prediction logs only the files are looked at.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from collections.abc import Callable, Iterable
@@ -18,7 +19,7 @@ from isthmus.tfx_pipeline import image_folder, listing
 from isthmus.tfx_pipeline.data_config import InputConfig
 from isthmus.tfx_pipeline.errors import PipelineError
 from isthmus.tfx_pipeline.image_folder import SPLITS
-from isthmus.tfx_pipeline.image_items import manifest_items, record_files, split_of_file
+from isthmus.tfx_pipeline.image_items import ManifestKind, manifest_items, record_files, split_of_file
 from isthmus.tfx_pipeline.listing import Listed
 from isthmus.tfx_pipeline.spans import absolute, resolve
 
@@ -233,11 +234,11 @@ def _look_at_remote_folder(path: str, splits: str) -> Look:
     return False, counts, fingerprint
 
 
-def _look_at_manifest(path: str, splits: str, known: list[str]) -> Look:  # noqa: ARG001
+def _look_at_manifest(path: str, splits: str, known: list[str], *, kind: ManifestKind) -> Look:  # noqa: ARG001
     manifests = listing.files_matching(path)
     if not manifests:
         raise PipelineError(f"no manifest at {path}")
-    items = list(manifest_items(path))
+    items = list(manifest_items(path, kind))
     if not items:
         raise PipelineError(f"the manifest {path} lists no image")
     with_split = [item.split for item in items if item.split is not None]
@@ -309,7 +310,7 @@ def _all_splits(counts: dict[str, int], path: str) -> None:
 
 _LOOKS: dict[str, Callable[[str, str, list[str]], Look]] = {
     "folder": _look_at_folder,
-    "csv": _look_at_manifest,
-    "parquet": _look_at_manifest,
+    "csv": functools.partial(_look_at_manifest, kind="csv"),
+    "parquet": functools.partial(_look_at_manifest, kind="parquet"),
     "tfrecord": _look_at_records,
 }

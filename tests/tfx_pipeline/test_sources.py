@@ -75,6 +75,9 @@ def test_manifests(
     indices = [{**line, "label": LABELS.index(line["label"])} for line in lines]
     pyarrow.parquet.write_table(pa.Table.from_pylist(indices), images / "all.parquet")
     assert table(ingest(images / "all.parquet", tmp_path / "parquet")) == expected
+    # The format that is asked for wins over the name.
+    misnamed = write_csv(images / "listed.parquet", lines)
+    assert table(ingest(misnamed, tmp_path / "misnamed", config=InputConfig(format="csv"))) == expected
 
 
 def test_tfrecords_of_two_conventions(
