@@ -2,6 +2,7 @@
 protocol. Without a browser this fails: a page that nobody looked at is not tested."""
 
 import base64
+import contextlib
 import io
 import itertools
 import json
@@ -18,6 +19,10 @@ from websockets.sync.client import connect
 
 from isthmus.serving.client import GrpcClient
 from isthmus.serving.process import ServerProcess
+
+
+class NavigatedError(Exception):
+    """The page went before it answered."""
 
 
 class Browser:
@@ -85,6 +90,8 @@ class Browser:
         while True:
             answer = json.loads(self._socket.recv(timeout=30))
             if answer.get("id") == number:
+                if "navigated" in answer.get("error", {}).get("message", ""):
+                    raise NavigatedError
                 assert "error" not in answer, answer
                 result: dict[str, Any] = answer["result"]
                 return result
@@ -124,9 +131,12 @@ class Browser:
 
     @staticmethod
     def wait_until(condition: Any, timeout_s: float = 20) -> None:
-        """Until the condition holds."""
+        """Until the condition holds; it may ask a page that is just being left for the next."""
         deadline = time.monotonic() + timeout_s
-        while not condition():
+        while True:
+            with contextlib.suppress(NavigatedError):
+                if condition():
+                    return
             assert time.monotonic() < deadline, "waited in vain"
             time.sleep(0.1)
 
