@@ -14,7 +14,7 @@ from urllib.parse import parse_qs
 
 from isthmus.serving import admin_page, routing
 from isthmus.serving.errors import RequestError
-from isthmus.serving.http_body import ClientGoneError, TooLargeError, discard_body, read_body
+from isthmus.serving.http_body import ClientGoneError, TooLargeError, read_body
 from isthmus.serving.http_server import Application, Headers, Receive, Send, respond
 from isthmus.serving.metrics import CONTENT_TYPE, Metrics
 from isthmus.serving.security import ApiTokens
@@ -139,7 +139,6 @@ async def _prediction(
     except RequestError as error:
         return http_status(error.code), json.dumps({"error": error.message}).encode()
     except TooLargeError:
-        await discard_body(receive, _MAX_IMAGE_BYTES)
         return 413, json.dumps({"error": f"the image exceeds {_MAX_IMAGE_BYTES} bytes"}).encode()
     except ClientGoneError:
         return 499, b""

@@ -7,7 +7,7 @@ from typing import Any
 
 from isthmus.serving.http_server import Receive
 
-__all__ = ["ClientGoneError", "TooLargeError", "discard_body", "read_body"]
+__all__ = ["ClientGoneError", "TooLargeError", "read_body"]
 
 logger = logging.getLogger(__name__)
 
@@ -24,26 +24,20 @@ class TooLargeError(Exception):
     """The body is longer than allowed."""
 
 
-async def discard_body(receive: Receive, max_bytes: int) -> None:
-    """Read on for a while: most clients read no answer before they have sent everything."""
-    size = 0
-    while size <= max_bytes + _MAX_DISCARDED_BYTES:
-        message = await receive()
-        size += len(message.get("body", b""))
-        if message["type"] == "http.disconnect" or not message.get("more_body"):
-            return
-
-
 async def read_body(scope: MutableMapping[str, Any], receive: Receive, max_bytes: int) -> bytes:
     """The whole body, unpacked if it is gzip.
 
     Raises:
-        TooLargeError: it is longer than max_bytes; the rest is still to come.
+        TooLargeError: it is longer than max_bytes. What else the client sends has been read, within limits: most
+            clients read no answer before they have sent everything.
         ClientGoneError: the client went before its end.
     """
     headers = dict(scope["headers"])
     announced = headers.get(b"content-length", b"0")
     if announced.isdigit() and int(announced) > max_bytes:
+        # A client that expects "100 Continue" sends nothing before it, and is answered at once.
+        if b"expect" not in headers:
+            await _discard(receive, max_bytes + _MAX_DISCARDED_BYTES)
         raise TooLargeError
     chunks: list[bytes] = []
     size = 0
@@ -54,6 +48,9 @@ async def read_body(scope: MutableMapping[str, Any], receive: Receive, max_bytes
         chunk = message.get("body", b"")
         size += len(chunk)
         if size > max_bytes:
+            # After its last message the client sends none, and waiting for one would never end.
+            if message.get("more_body"):
+                await _discard(receive, _MAX_DISCARDED_BYTES)
             raise TooLargeError
         chunks.append(chunk)
         if not message.get("more_body"):
@@ -62,6 +59,16 @@ async def read_body(scope: MutableMapping[str, Any], receive: Receive, max_bytes
     if b"gzip" not in headers.get(b"content-encoding", b""):
         return body
     return _unzipped(body, min(max_bytes, _MAX_UNZIPPED_BYTES))
+
+
+async def _discard(receive: Receive, max_bytes: int) -> None:
+    """Read on to the end of the body, or for this many bytes."""
+    size = 0
+    while size <= max_bytes:
+        message = await receive()
+        size += len(message.get("body", b""))
+        if message["type"] == "http.disconnect" or not message.get("more_body"):
+            return
 
 
 def _unzipped(body: bytes, max_bytes: int) -> bytes:

@@ -14,7 +14,7 @@ from isthmus.serving import json_response, routing
 from isthmus.serving.access_log import AccessLog
 from isthmus.serving.config import ServingConfig
 from isthmus.serving.errors import RequestError
-from isthmus.serving.http_body import ClientGoneError, TooLargeError, discard_body, read_body
+from isthmus.serving.http_body import ClientGoneError, TooLargeError, read_body
 from isthmus.serving.http_limits import HttpLimits
 from isthmus.serving.http_server import Headers, HttpServer, Message, Receive, Send, respond
 from isthmus.serving.metrics import CONTENT_TYPE, Metrics
@@ -186,7 +186,6 @@ class _Application:
             code, status = Code.UNAVAILABLE, 503
             content = json_response.error_body("the server stops")
         except TooLargeError:
-            await discard_body(receive, self._max_body_bytes)
             text = f"the body exceeds {self._max_body_bytes} bytes"
             await respond(send, 413, json_response.error_body(text), self._headers + _CLOSE)
             return
