@@ -130,22 +130,26 @@ def _export_torchscript(model: torch.nn.Module, example: torch.Tensor, target: P
 
 def _export_dynamo(model: torch.nn.Module, example: torch.Tensor, target: Path, opset: int) -> None:
     import torch
+    from onnxscript import optimizer
 
-    torch.onnx.export(
+    program = torch.onnx.export(
         model,
         (example,),
-        str(target),
         dynamo=True,
         opset_version=opset,
         input_names=[INPUT_NAME],
         output_names=[OUTPUT_NAME],
         dynamic_shapes=({0: "batch"},),
-        external_data=False,
         verbose=False,
-        # onnxsim does. Its own optimiser loses the limits of a Clip where two read the same tensor, as the clipped
-        # projections of timm's Gemma 4 do: ONNX then refuses the graph.
+        # Its own optimiser loses the limits of a Clip where two read the same tensor, as the clipped projections of
+        # timm's Gemma 4 do: ONNX then refuses the graph. Of its passes only the next is wanted.
         optimize=False,
     )
+    assert program is not None, "dynamo=True gives a program"
+    # What torch splits is a sequence of tensors, which neither TensorFlow nor onnxsim knows, until this folds it.
+    optimizer.fold_constants(program.model)
+    optimizer.remove_unused_nodes(program.model)
+    program.save(target, external_data=False)
 
 
 EXPORTERS = {"torchscript": _export_torchscript, "dynamo": _export_dynamo}

@@ -143,3 +143,23 @@ def test_dynamo_keeps_the_limits_of_what_is_clipped_twice(tmp_path: Path) -> Non
     with torch.inference_mode():
         expected = model(torch.from_numpy(example.transpose(0, 3, 1, 2).copy())).numpy()
     np.testing.assert_allclose(logits, expected, atol=1e-5)
+
+
+class Split(torch.nn.Module):
+    """Pieces of a tensor, equal ones and not, as timm's halonet and bat_resnext have them."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        first, second = torch.split(images, [1, 2], dim=1)
+        columns = torch.cat(torch.split(second, 3, dim=3), dim=1)[:, :, :, :2]
+        return torch.cat([first.mean((2, 3)), columns.mean((2, 3))], dim=1)
+
+
+def test_dynamos_sequences_become_tensors(tmp_path: Path) -> None:
+    example = np.random.default_rng(0).normal(size=(2, 9, 9, 3)).astype(np.float32)
+    write_onnx(Split().eval(), example, tmp_path / "model.onnx", exporter="dynamo", opset=18)
+    kinds = {node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node}
+    assert "Split" in kinds
+    assert not {kind for kind in kinds if "Sequence" in kind or kind == "CastLike"}
+    nchw = np.ascontiguousarray(example.transpose(0, 3, 1, 2))
+    (logits,) = onnxruntime.InferenceSession(tmp_path / "model.onnx").run(None, {"images": nchw})
+    np.testing.assert_allclose(logits, Split()(torch.from_numpy(nchw)).numpy(), atol=1e-6)
