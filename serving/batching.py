@@ -345,9 +345,7 @@ def _remaining_ms(calls: Sequence[_Call]) -> int:
     left = max(call.timeout_ms - (now - call.started) * 1e3 for call in calls)
     if left <= 0:
         raise RequestError(Code.RESOURCE_EXHAUSTED, "Run() timeout exceeded while waiting in batching queue")
-    # In steps of a hundredth: the session keeps one RunOptions for each value.
-    step = max(max(call.timeout_ms for call in calls) // 100, 1)
-    return math.ceil(left / step) * step
+    return math.ceil(left)
 
 
 def _declared_inputs(signatures: Mapping[str, Any]) -> dict[str, Any]:

@@ -229,9 +229,12 @@ class CSession:
         return self._places[name]
 
     def _options(self, timeout_ms: int) -> Any:
-        """tensorflow.RunOptions, serialized, or None."""
+        """tensorflow.RunOptions, serialized, or None. One is kept for each value of three digits: a limit may be a
+        hundredth late."""
         if not timeout_ms:
             return None
+        step = 10 ** max(len(str(timeout_ms)) - 3, 0)
+        timeout_ms = -(-timeout_ms // step) * step
         if timeout_ms not in self._run_options:
             from tensorflow.core.protobuf import config_pb2
 

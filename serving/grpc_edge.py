@@ -31,6 +31,8 @@ Handler = Callable[[Any, grpc.ServicerContext], Any]
 _MAX_MESSAGE_BYTES = 2**31 - 1
 # grpc_status_util.cc: longer texts would not fit into HTTP/2 trailers.
 _MAX_DETAILS = 1024
+# A call that leaves itself more time than this has no deadline; gRPC says so with 292 billion years.
+_MAX_TIMEOUT_S = 30 * 86400.0
 # What gRPC itself may take to cancel calls.
 _CANCEL_SECONDS = 2.0
 _GRPC_CODES = {int(code.value[0]): code for code in grpc.StatusCode}
@@ -91,8 +93,8 @@ class GrpcEdge:
             ) from error
         return port
 
-    def start(self, service: Any) -> None:
-        """Serve a `service.Service`."""
+    def add(self, service: Any) -> None:
+        """Register a `service.Service`; the port opens with `start`."""
         from tensorflow_serving.apis import (
             classification_pb2,
             get_model_metadata_pb2,
@@ -139,10 +141,13 @@ class GrpcEdge:
                 for name, (request_class, call) in profiler.methods().items()
             }
             self._add_service(profiler.SERVICE, profiling)
+
+    def start(self) -> None:
+        """Serve what was added."""
         self._server.start()
 
-    def _counted(self, api: str, call: Callable[[Any], Any]) -> Handler:
-        """The call on the wire, with its outcome in the metrics."""
+    def _counted(self, api: str, call: Callable[..., Any]) -> Handler:
+        """The call on the wire within the client's deadline, with its outcome in the metrics."""
 
         def handle(request: Any, context: grpc.ServicerContext) -> Any:
             started, code = time.perf_counter(), Code.INTERNAL
@@ -150,7 +155,7 @@ class GrpcEdge:
             def counted(asked: Any) -> Any:
                 nonlocal code
                 try:
-                    response, code = call(asked), Code.OK
+                    response, code = call(asked, timeout_s=_remaining_s(context)), Code.OK
                 except RequestError as error:
                     code = error.code
                     raise
@@ -235,7 +240,7 @@ class GrpcEdge:
         def handle(request: Any, context: grpc.ServicerContext) -> Any:
             def checked(asked: Any) -> Any:
                 check_reload_peer(self._config.reload_config_from, context.peer(), what)
-                return call(asked, timeout_s=context.time_remaining()) if with_timeout else call(asked)
+                return call(asked, timeout_s=_remaining_s(context)) if with_timeout else call(asked)
 
             return _wire(checked)(request, context)
 
@@ -255,6 +260,20 @@ class GrpcEdge:
         assert self._stopped is not None
         self._stopped.wait(drain_seconds + _CANCEL_SECONDS)
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _remaining_s(context: grpc.ServicerContext) -> float | None:
+    """How long the client still waits; None without a deadline.
+
+    Raises:
+        RequestError: DEADLINE_EXCEEDED, it does not: what waited that long in line is not begun.
+    """
+    remaining = context.time_remaining()
+    if remaining is None or remaining > _MAX_TIMEOUT_S:
+        return None
+    if remaining <= 0:
+        raise RequestError(Code.DEADLINE_EXCEEDED, "the deadline passed before the request was begun")
+    return float(remaining)
 
 
 def _span_of(api: str, context: grpc.ServicerContext) -> tuple[str, dict[str, str], dict[str, str]]:

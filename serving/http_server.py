@@ -24,12 +24,13 @@ Headers = list[tuple[bytes, bytes]]
 _DEFAULT_LIMITS = HttpLimits()
 # Clients keep connections in pools; one that is closed under them costs them a failed request.
 _KEEP_ALIVE_SECONDS = 75
+_MAX_WAITING_CONNECTIONS = 2048
 # A client that takes no byte of its answer for this long is gone.
 _UNACKNOWLEDGED_MS = 60_000
 
 
 class HttpServer:
-    """Binds at once, serves from `start` on.
+    """Binds at once, takes connections from `listen` on, and serves them from `start` on.
 
     Args:
         host: address to listen on.
@@ -62,6 +63,10 @@ class HttpServer:
         self._server: uvicorn.Server | None = None
         self._thread: threading.Thread | None = None
 
+    def listen(self) -> None:
+        """Take connections; who comes now is answered once `start` was called."""
+        self._socket.listen(_MAX_WAITING_CONNECTIONS)
+
     def start(self, application: Application) -> None:
         """Serve; returns when the socket accepts."""
         tls = self._tls
@@ -70,6 +75,7 @@ class HttpServer:
             http=limited_protocol(self._limits),
             ssl_context_factory=None if tls is None else lambda _config, _default: tls,
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+            backlog=_MAX_WAITING_CONNECTIONS,
             ws="none",
             lifespan="off",
             interface="asgi3",

@@ -88,6 +88,10 @@ class RestEdge:
         """The TCP port."""
         return self._server.port
 
+    def listen(self) -> None:
+        """Take connections; who comes now is answered once `start` was called."""
+        self._server.listen()
+
     def start(self, answer: Answer) -> None:
         """Serve; returns when the socket accepts."""
         threads = self._config.rest_api_num_threads or max(4 * (os.cpu_count() or 1), 32)
@@ -148,6 +152,9 @@ class _Application:
             await respond(send, *refusal, self._headers + _CLOSE)
         elif path == self._metrics_path:
             await respond(send, 200, self._metrics.page().encode(), _METRICS)
+        elif self._metrics_path is not None and path.startswith(f"{self._metrics_path}?"):
+            text = f"Unexpected path: {path}. Should be {self._metrics_path}"
+            await respond(send, 400, text.encode("latin-1"), _METRICS)
         elif not routing.is_api_path(path):
             await respond(send, 404, _NOT_FOUND_PAGE, _HTML)
         else:

@@ -150,7 +150,10 @@ class EmbeddedServer:
         except RequestError as error:
             raise ServingError(f"Failed to start server. Error: {error}") from error
         service = Service(self._manager, self.config, self._metrics, self._predictions)
-        self._grpc.start(service)
+        # Who finds one port open and asks the other finds that open, too: what takes long is done before or after.
+        self._grpc.add(service)
+        self._rest.listen()
+        self._grpc.start()
         self._rest.start(service.rest)
         if self.config.model_config_file is not None and self.config.model_config_file_poll_wait_seconds > 0:
             self._config_poller = threading.Thread(

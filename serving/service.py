@@ -3,7 +3,9 @@
 Messages in, messages (or JSON) out; errors leave as `RequestError` and become a response in the edge.
 """
 
+import dataclasses
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -71,7 +73,6 @@ class Service:
         self._metrics = metrics
         self._as_content = config.enable_serialization_as_tensor_content
         check = config.enable_signature_method_name_check
-        # A gRPC call's deadline is kept by gRPC itself, at the edge.
         self._grpc_options = inference.CallOptions(check_method_name=check)
         self._rest_options = inference.CallOptions(
             check_method_name=check, timeout_ms=max(config.rest_api_timeout_in_ms, 0)
@@ -98,9 +99,14 @@ class Service:
                 duration_us=duration_us,
             )
 
-    # ---- gRPC ----
+    # ---- gRPC: timeout_s is how long the client still waits; None: as long as it takes ----
 
-    def predict(self, request: Any) -> Any:
+    def _within(self, timeout_s: float | None) -> inference.CallOptions:
+        if timeout_s is None:
+            return self._grpc_options
+        return dataclasses.replace(self._grpc_options, timeout_ms=max(math.ceil(timeout_s * 1e3), 1))
+
+    def predict(self, request: Any, *, timeout_s: float | None = None) -> Any:
         """PredictionService.Predict."""
         spec = _spec(request)
         with self._running(model_ref(spec), "Predict", spec.signature_name) as (model, version):
@@ -109,7 +115,7 @@ class Service:
                 spec.signature_name,
                 request.inputs,
                 request.output_filter,
-                self._grpc_options,
+                self._within(timeout_s),
             )
         response = predict_pb2.PredictResponse()
         _fill_spec(response.model_spec, spec, version)
@@ -119,36 +125,36 @@ class Service:
             self._predictions.predict(request, response)
         return response
 
-    def classify(self, request: Any) -> Any:
+    def classify(self, request: Any, *, timeout_s: float | None = None) -> Any:
         """PredictionService.Classify."""
         spec = _spec(request)
         response = classification_pb2.ClassificationResponse()
         with self._running(model_ref(spec), "Classify", spec.signature_name) as (model, version):
-            result = examples.classify(model, spec.signature_name, request.input, self._grpc_options)
+            result = examples.classify(model, spec.signature_name, request.input, self._within(timeout_s))
         response.result.CopyFrom(result)
         _fill_spec(response.model_spec, spec, version)
         if self._predictions is not None and self._predictions.is_sampled():
             self._predictions.classify(request, response)
         return response
 
-    def regress(self, request: Any) -> Any:
+    def regress(self, request: Any, *, timeout_s: float | None = None) -> Any:
         """PredictionService.Regress."""
         spec = _spec(request)
         response = regression_pb2.RegressionResponse()
         with self._running(model_ref(spec), "Regress", spec.signature_name) as (model, version):
-            result = examples.regress(model, spec.signature_name, request.input, self._grpc_options)
+            result = examples.regress(model, spec.signature_name, request.input, self._within(timeout_s))
         response.result.CopyFrom(result)
         _fill_spec(response.model_spec, spec, version)
         if self._predictions is not None and self._predictions.is_sampled():
             self._predictions.regress(request, response)
         return response
 
-    def multi_inference(self, request: Any) -> Any:
+    def multi_inference(self, request: Any, *, timeout_s: float | None = None) -> Any:
         """PredictionService.MultiInference."""
         ref = model_ref(request.tasks[0].model_spec) if request.tasks else ModelRef("")
         signatures = [task.model_spec.signature_name for task in request.tasks]
         with self._running(ref, "MultiInference", *signatures) as (model, version):
-            return examples.multi_inference(model, request, version, self._grpc_options)
+            return examples.multi_inference(model, request, version, self._within(timeout_s))
 
     def reload_config(self, request: Any, *, timeout_s: float | None = None) -> Any:
         """ModelService.HandleReloadConfigRequest: replaces all that is served; waits for models that are
@@ -210,17 +216,27 @@ class Service:
 
     def _rest_classify(self, ref: ModelRef, body: bytes) -> bytes:
         signature, example_input = json_examples.parse_examples(body)
-        with self._running(ref, "Classify", signature, entrypoint="REST") as (model, _):
-            return json_examples.classifications(
-                examples.classify(model, signature, example_input, self._rest_options)
+        with self._running(ref, "Classify", signature, entrypoint="REST") as (model, version):
+            result = examples.classify(model, signature, example_input, self._rest_options)
+        if self._predictions is not None and self._predictions.is_sampled():
+            spec = _answering_spec(ref, signature, version)
+            self._predictions.classify(
+                classification_pb2.ClassificationRequest(model_spec=spec, input=example_input),
+                classification_pb2.ClassificationResponse(model_spec=spec, result=result),
             )
+        return json_examples.classifications(result)
 
     def _rest_regress(self, ref: ModelRef, body: bytes) -> bytes:
         signature, example_input = json_examples.parse_examples(body)
-        with self._running(ref, "Regress", signature, entrypoint="REST") as (model, _):
-            return json_examples.regressions(
-                examples.regress(model, signature, example_input, self._rest_options)
+        with self._running(ref, "Regress", signature, entrypoint="REST") as (model, version):
+            result = examples.regress(model, signature, example_input, self._rest_options)
+        if self._predictions is not None and self._predictions.is_sampled():
+            spec = _answering_spec(ref, signature, version)
+            self._predictions.regress(
+                regression_pb2.RegressionRequest(model_spec=spec, input=example_input),
+                regression_pb2.RegressionResponse(model_spec=spec, result=result),
             )
+        return json_examples.regressions(result)
 
     def _rest_predict(self, ref: ModelRef, body: bytes) -> bytes:
         # The lookup happens inside the parser: a body that is no JSON is answered before a model that is not
@@ -234,9 +250,7 @@ class Service:
         with self._running(ref, "Predict", name, entrypoint="REST") as (model, version):
             outputs = inference.predict(model, name, parsed.inputs, self._rest_options)
         if self._predictions is not None and self._predictions.is_sampled():
-            spec = model_pb2.ModelSpec(name=ref.name, signature_name=name or DEFAULT_SIGNATURE)
-            spec.version.value = version
-            self._predictions.predict_arrays(spec, parsed.inputs, outputs)
+            self._predictions.predict_arrays(_answering_spec(ref, name, version), parsed.inputs, outputs)
         return json_response.predictions(outputs, row_format=parsed.row_format)
 
     def _rest_status(self, ref: ModelRef, _body: bytes) -> bytes:
@@ -274,6 +288,13 @@ def _fill_spec(answered: Any, asked: Any, version: int) -> None:
     answered.name = asked.name
     answered.version.value = version
     answered.signature_name = asked.signature_name or DEFAULT_SIGNATURE
+
+
+def _answering_spec(ref: ModelRef, signature: str, version: int) -> Any:
+    """The tensorflow.serving.ModelSpec of what answered a REST request."""
+    spec = model_pb2.ModelSpec(name=ref.name, signature_name=signature or DEFAULT_SIGNATURE)
+    spec.version.value = version
+    return spec
 
 
 def _signature_map(signatures: dict[str, Any]) -> Any:

@@ -101,6 +101,40 @@ def test_logs_of_a_server(models_root: Path, tmp_path: Path) -> None:
     assert {log.log_metadata.sampling_config.sampling_rate for log in logs} == {1.0}
 
 
+def test_classify_and_regress_are_logged_alike_on_both_wires(models_root: Path, tmp_path: Path) -> None:
+    import tensorflow as tf
+    from tensorflow_serving.apis import classification_pb2, prediction_log_pb2, regression_pb2
+
+    flags = [f"--prediction_log_folder={tmp_path}", "--prediction_log_sampling_rate=1"]
+    calls = [
+        ("Classify", classification_pb2.ClassificationRequest()),
+        ("Regress", regression_pb2.RegressionRequest()),
+    ]
+    with (
+        ServerProcess("half", models_root / "half_plus_two", flags=flags) as server,
+        grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel,
+        RestClient(port=server.rest_port) as rest,
+    ):
+        for method, request in calls:
+            signature = f"{method.lower()}_x_to_y"
+            request.model_spec.name, request.model_spec.signature_name = "half", signature
+            request.model_spec.version.value = 123
+            feature = request.input.example_list.examples.add().features.feature["x"]
+            feature.float_list.value.append(2.0)
+            call = channel.unary_unary(f"/tensorflow.serving.PredictionService/{method}")
+            call(request.SerializeToString(), timeout=30)
+            body = json.dumps({"signature_name": signature, "examples": [{"x": 2.0}]})
+            rest.request("POST", f"/v1/models/half:{method.lower()}", body.encode())
+    (file,) = tmp_path.iterdir()
+    records = [record.numpy() for record in tf.data.TFRecordDataset(str(file))]
+    logs = [prediction_log_pb2.PredictionLog.FromString(record) for record in records]
+    assert [log.WhichOneof("log_type") for log in logs] == ["classify_log"] * 2 + ["regress_log"] * 2
+    assert logs[0] == logs[1]
+    assert logs[2] == logs[3]
+    assert logs[1].classify_log.response.result.classifications[0].classes[0].score == 3.0
+    assert logs[3].regress_log.response.result.regressions[0].value == 3.0
+
+
 def test_every_call_leaves_a_line(models_root: Path, tmp_path: Path) -> None:
     (tmp_path / "tokens").write_text("alpha\n")
     log = tmp_path / "access.jsonl"

@@ -92,6 +92,11 @@ def test_metrics_of_requests(monitored: Monitored) -> None:
                 )
     status, content_type, page = monitored.get(monitored.server.rest_port, "/metrics/here")
     assert (status, content_type) == (200, "text/plain")
+    assert monitored.get(monitored.server.rest_port, "/metrics/here?x=1") == (
+        400,
+        "text/plain",
+        "Unexpected path: /metrics/here?x=1. Should be /metrics/here",
+    )
     counted = dict(re.findall(r"^(\S+\{.*\}) (\S+)$", page, re.MULTILINE))
     assert int(counted[':tensorflow:serving:request_count{model_name="half",status="OK"}']) >= 2
     assert int(counted[':tensorflow:serving:request_count{model_name="half",status="INVALID_ARGUMENT"}']) == 1

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 
@@ -86,7 +87,7 @@ def test_clients(server: ServerProcess, wire: str) -> None:
 
 
 def test_no_server_is_unavailable() -> None:
-    for client in (GrpcClient(port=1, timeout_s=2), RestClient(port=1)):
+    for client in (GrpcClient(port=1, timeout_s=30), RestClient(port=1)):
         with client, pytest.raises(RequestError) as caught:
             client.status("half")
         assert caught.value.code is Code.UNAVAILABLE
@@ -227,6 +228,30 @@ def test_invalid_model_config_file(tmp_path: Path) -> None:
     assert f"error: Invalid protobuf file: '{config}': {parser}: 1:30" in run.stderr
 
 
+def test_who_is_answered_on_one_port_finds_the_other_open(models_root: Path) -> None:
+    """The original's own tests wait for gRPC and then use both."""
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
+        ports = one.getsockname()[1], other.getsockname()[1]
+    found: list[bytes] = []
+
+    def find() -> None:
+        with grpc.insecure_channel(f"127.0.0.1:{ports[0]}") as channel:
+            call = channel.unary_unary("/tensorflow.serving.ModelService/GetModelStatus")
+            with pytest.raises(grpc.RpcError, match="Missing ModelSpec"):
+                call(b"", timeout=60, wait_for_ready=True)
+        with socket.create_connection(("127.0.0.1", ports[1]), timeout=30) as rest:
+            rest.sendall(b"GET /v1/models/half HTTP/1.1\r\nHost: x\r\n\r\n")
+            found.append(rest.recv(4096))
+
+    finder = threading.Thread(target=find)
+    finder.start()
+    flags = [f"--port={ports[0]}", f"--rest_api_port={ports[1]}"]
+    with ServerProcess("half", models_root / "half_plus_n", flags=flags):
+        finder.join(60)
+    (answer,) = found
+    assert answer.startswith(b"HTTP/1.1 200 OK")
+
+
 # ---- end ----
 
 
@@ -269,6 +294,18 @@ def write_endless(path: Path) -> None:
     spec = tf.TensorSpec([None], tf.int64, name="x")
     signature = tf.function(count).get_concrete_function(x=spec)
     tf.saved_model.save(tf.Module(), str(path), signatures=signature)
+
+
+@pytest.mark.parametrize("flags", [[], ["--enable_batching"]])
+def test_a_computation_ends_with_the_clients_deadline(tmp_path: Path, flags: list[str]) -> None:
+    write_endless(tmp_path / "endless" / "1")
+    log = tmp_path / "log"
+    with ServerProcess("endless", tmp_path / "endless", log_path=log, flags=flags) as server:
+        with GrpcClient(port=server.grpc_port) as client, pytest.raises(RequestError) as caught:
+            client.predict("endless", {"x": np.array([2**60])}, timeout_s=1)
+        assert caught.value.code is Code.DEADLINE_EXCEEDED
+        server.stop()
+    assert "busy" not in log.read_text()
 
 
 def test_a_computation_without_end_does_not_keep_the_process(tmp_path: Path) -> None:

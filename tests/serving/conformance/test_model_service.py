@@ -167,7 +167,7 @@ def test_reflection(target: Any) -> None:
 # ---- ReloadConfig: last, and it puts things back ----
 
 
-def reload_config(target: Any, text: str, timeout: float = 60) -> Any:
+def reload_config(target: Any, text: str, timeout: float | None = 60) -> Any:
     request = model_management_pb2.ReloadConfigRequest()
     text_format.Parse(text, request.config)
     return target.model.HandleReloadConfigRequest(request, timeout=timeout)
@@ -196,6 +196,10 @@ def test_reload_adds_a_model_and_waits_for_it(target: Any, models_config: str, m
     assert response.status.error_code == 0
     answer = target.predict("fresh", {"x": np.array([1.0], np.float32)})
     assert (answer.model_spec.version.value, list(answer.outputs["y"].float_val)) == (3, [3.5])
+
+
+def test_reload_without_a_deadline(target: Any, models_config: str) -> None:
+    assert reload_config(target, models_config, timeout=None).status.error_code == 0
 
 
 def test_reload_moves_a_label(target: Any, models_config: str) -> None:
