@@ -44,6 +44,15 @@ class _LimitedProtocol(HttpToolsProtocol):
         self._stop_clock()
         super().connection_lost(exc)
 
+    def eof_received(self) -> bool:
+        """A client that has said all may still listen (`nc -N`, `socat`): it gets the answers that are under way, and
+        then the connection ends."""
+        cycle = self.cycle
+        if self._refused or cycle is None or cycle.more_body or cycle.response_complete:
+            return False
+        cycle.keep_alive = False
+        return self.transport.get_extra_info("sslcontext") is None
+
     def data_received(self, data: bytes) -> None:
         if self._refused:
             return

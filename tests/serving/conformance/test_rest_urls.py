@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import socket
 from typing import Any
 
 import pytest
@@ -114,3 +115,16 @@ def test_gzip_body(target: Any) -> None:
 def test_broken_gzip_body_reads_as_empty(target: Any, body: bytes) -> None:
     answer = target.request("POST", "/v1/models/half_plus_two:predict", body, {"Content-Encoding": "gzip"})
     assert (answer.status, answer.error) == (400, "JSON Parse error: The document is empty")
+
+
+def test_a_client_that_has_said_all_is_answered(target: Any) -> None:
+    """As `nc -N` and `socat` close their half of the connection."""
+    body = json.dumps(BODY)
+    head = f"Host: x\r\nContent-Length: {len(body)}\r\n\r\n"
+    request = f"POST /v1/models/half_plus_two:predict HTTP/1.1\r\n{head}{body}"
+    with socket.create_connection((target.host, target.rest_port), timeout=30) as client:
+        client.sendall(request.encode() * 2)
+        client.shutdown(socket.SHUT_WR)
+        received = b"".join(iter(lambda: client.recv(65536), b""))
+    assert received.count(b"HTTP/1.1 200 OK") == 2
+    assert received.endswith(b"[2.5\n    ]\n}")
