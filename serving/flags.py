@@ -24,7 +24,11 @@ __all__ = ["UNSUPPORTED", "help_text", "markdown", "parse"]
 # How the documentation of a field says that the original has no such flag, and perhaps what it does instead.
 _OWN = re.compile(r" \(not in tensorflow_model_server(, [^()]+)?\)\.$")
 
-# Flags of tensorflow_model_server that mean nothing here, and why: refused by name, never ignored.
+# Values that switch a flag off.
+_OFF = ("", "0", "false")
+
+# Flags of tensorflow_model_server that mean nothing here, and why: refused by name unless they are switched off, never
+# ignored.
 UNSUPPORTED = {
     "experimental_cc_shared_library": "models run in the TensorFlow of this environment",
     "flush_filesystem_caches": "the page cache is the operating system's",
@@ -56,8 +60,7 @@ def parse(arguments: Sequence[str]) -> ServingConfig:
         SystemExit: after `--help` and `--version`.
     """
     parser = _parser()
-    _refuse_unsupported(arguments)
-    values = vars(parser.parse_args(list(arguments)))
+    values = vars(parser.parse_args(_supported(arguments)))
     return ServingConfig(**{name: value for name, value in values.items() if value is not None})
 
 
@@ -130,7 +133,12 @@ def _parser() -> argparse.ArgumentParser:
             )
         else:
             kind = _value_type(types[option.name])
-            parser.add_argument(f"--{option.name}", type=kind, metavar=kind.__name__.upper(), help=text)
+            parser.add_argument(
+                f"--{option.name}",
+                type=_path if kind is Path else kind,
+                metavar=kind.__name__.upper(),
+                help=text,
+            )
     return parser
 
 
@@ -162,14 +170,28 @@ def _bool(text: str) -> bool:
     return known[text.lower()]
 
 
-def _refuse_unsupported(arguments: Sequence[str]) -> None:
+def _path(text: str) -> Path | None:
+    """Nothing is no path: as in the original, `--ssl_config_file=` is the same as no flag at all."""
+    return Path(text) if text else None
+
+
+def _supported(arguments: Sequence[str]) -> list[str]:
+    """The arguments without those that switch an unsupported flag off: what they ask for is so.
+
+    Raises:
+        ServingError: an unsupported flag asks for something.
+    """
+    supported = []
     for argument in arguments:
-        name = argument.removeprefix("--").split("=", 1)[0]
-        if argument.startswith("--") and name in UNSUPPORTED:
+        name, _, value = argument.removeprefix("--").partition("=")
+        if not (argument.startswith("--") and name in UNSUPPORTED):
+            supported.append(argument)
+        elif not ("=" in argument and value.lower() in _OFF):
             raise ServingError(
                 f"--{name} of tensorflow_model_server is not supported by the embedded server "
                 f"({UNSUPPORTED[name]})"
             )
+    return supported
 
 
 def _field_docs() -> dict[str, str]:

@@ -43,9 +43,22 @@ def test_paths() -> None:
     assert (config.model_base_path, config.model_config_file) == (Path("/models/m"), Path("/m.config"))
 
 
+def test_an_empty_path_is_no_path() -> None:
+    """As scripts give flags whose variable is not set."""
+    empty = ["--model_config_file=", "--ssl_config_file=", "--model_base_path", "", "--tune_output="]
+    assert flags.parse(empty) == ServingConfig()
+
+
+@pytest.mark.parametrize("value", ["false", "False", "0", ""])
+def test_an_unsupported_flag_may_be_switched_off(value: str) -> None:
+    assert flags.parse([f"--prefer_tflite_model={value}", "--port=1"]).port == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
+        (["--use_tflite_model"], "--use_tflite_model of tensorflow_model_server is not supported"),
+        (["--use_tflite_model=true"], "--use_tflite_model of tensorflow_model_server is not supported"),
         (["--platform_config_file=x"], "--platform_config_file of tensorflow_model_server is not supported"),
         (["--no_such_flag=1"], "unknown argument: --no_such_flag=1; .*--help.* lists the flags"),
         (["--por=1"], "unknown argument: --por=1"),
