@@ -11,6 +11,9 @@ Session has threads of its own, because the Python function blocks one of them w
 computes. Every row carries its call's number into the function, which so knows whom to tell of a failed
 computation: an exception in the function would lose its code, and the outputs cannot say it, since a call that
 was split has rows in several batches, and those of a failed one need not even have the others' rank.
+
+With pad_variable_length_inputs, which the op cannot do, only each row's place (call, row) goes through it: the values
+wait in the call until their batch is known, and are padded to one another there.
 """
 
 import itertools
@@ -20,100 +23,27 @@ import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from isthmus.serving.errors import RequestError, ServingError
+from isthmus.serving import batch_padding
+from isthmus.serving.batching_parameters import BatchingParameters
+from isthmus.serving.errors import RequestError
 from isthmus.serving.metrics import Metrics
-from isthmus.serving.model_config import read_text_proto
-from isthmus.serving.private_messages import message_class
 from isthmus.serving.savedmodel import LoadedModel
 from isthmus.serving.status import Code
 from isthmus.serving.tensors import DT_STRING, NUMPY_OF_DTYPE, dtype_number
 
-__all__ = ["BatchedModel", "BatchingParameters", "read_parameters"]
+__all__ = ["BatchedModel"]
 
 Array = np.ndarray[Any, Any]
 Feeds = Sequence[tuple[str, Array]]
 
-PER_MODEL_FILE = "batching_params.pbtxt"
 # A queue belongs to one row shape; for one more than this, the one that was not used for longest goes.
 _MAX_NUM_QUEUES = 64
 _queue_names = itertools.count()
 _call_numbers = itertools.count()
-
-
-@dataclass(frozen=True, kw_only=True)
-class BatchingParameters:
-    """tensorflow.serving.BatchingParameters, with the original's defaults."""
-
-    max_batch_size: int = 1000
-    """Most rows that one request, and without splitting one batch, may have."""
-
-    batch_timeout_micros: int = 0
-    """How long a batch that is not full waits for more requests."""
-
-    max_enqueued_batches: int = 10
-    """Batches waiting beyond this make further requests UNAVAILABLE."""
-
-    num_batch_threads: int = 2
-    """Batches of one queue that run at the same time."""
-
-    allowed_batch_sizes: tuple[int, ...] = ()
-    """Batches are padded to the next of these sizes. Empty: never padded."""
-
-    enable_large_batch_splitting: bool = False
-    """Cut a request that exceeds max_execution_batch_size into several batches."""
-
-    max_execution_batch_size: int = 0
-    """Most rows of a computation when splitting is enabled. 0: max_batch_size."""
-
-
-def read_parameters(path: Path | None, *, num_cpus: int) -> BatchingParameters:
-    """The batching parameters in a file (text format); the defaults without one.
-
-    Raises:
-        ServingError: the file is unreadable, or its sizes contradict each other.
-    """
-    if path is None:
-        return BatchingParameters(num_batch_threads=num_cpus)
-    message = read_text_proto(path, message_class("tensorflow.serving.BatchingParameters")())
-    given = {
-        field: getattr(message, field).value
-        for field in (
-            "max_batch_size",
-            "batch_timeout_micros",
-            "max_enqueued_batches",
-            "num_batch_threads",
-            "enable_large_batch_splitting",
-            "max_execution_batch_size",
-        )
-        if message.HasField(field)
-    }
-    if message.pad_variable_length_inputs:
-        raise ServingError(f"{path}: pad_variable_length_inputs is not supported by the embedded server")
-    parameters = BatchingParameters(
-        **{"num_batch_threads": num_cpus, **given}, allowed_batch_sizes=tuple(message.allowed_batch_sizes)
-    )
-    _check(parameters, path)
-    return parameters
-
-
-def _check(parameters: BatchingParameters, path: Path) -> None:
-    sizes = parameters.allowed_batch_sizes
-    expected = parameters.max_batch_size
-    if parameters.enable_large_batch_splitting and parameters.max_execution_batch_size:
-        expected = parameters.max_execution_batch_size
-    if sizes and list(sizes) != sorted(set(sizes)):
-        raise ServingError(f"{path}: allowed_batch_sizes must increase; got {', '.join(map(str, sizes))}")
-    if sizes and sizes[-1] != expected:
-        raise ServingError(
-            f"{path}: Last entry in allowed_batch_sizes must match max_batch_size; last entry was "
-            f"{sizes[-1]}; "
-            f"expected {expected}"
-        )
 
 
 @dataclass
@@ -125,6 +55,9 @@ class _Call:
 
     started: float
     """When it came, by time.perf_counter."""
+
+    values: Sequence[Array]
+    """What it feeds, in the queue's order."""
 
     error: RequestError | None = None
     """Why one of the batches that hold its rows failed: the first one, as in the original."""
@@ -184,12 +117,14 @@ class BatchedModel:
 
         metrics, path, started = self._metrics, str(self.path), time.perf_counter()
         num_rows = feeds[0][1].shape[0]
-        number, call = next(_call_numbers), _Call(timeout_ms, started)
+        sent = [value for _, value in feeds]
+        number, call = next(_call_numbers), _Call(timeout_ms, started, sent)
         queue.calls[number] = call
         metrics.batching_input(model_path=path, num_rows=num_rows)
         metrics.batching_waiting(model_path=path, change=1)
         try:
-            values: list[Array] = queue.run(np.full(num_rows, number), *(value for _, value in feeds))
+            through = [np.arange(num_rows)] if self.parameters.pad_variable_length_inputs else sent
+            values: list[Array] = queue.run(np.full(num_rows, number), *through)
         except OpError as error:
             # After a failed computation it only says that the call's parts do not fit together.
             if call.error is None:
@@ -214,7 +149,11 @@ class BatchedModel:
         """The queue of this kind of call, not closed while its num_users counts the caller; None for what
         runs by itself: rows of no shape that the signature has (most fail, and need no queue for that), and
         a further kind while calls of _MAX_NUM_QUEUES others are under way."""
-        kind = tuple((name, dtype_number(value), value.shape[1:]) for name, value in feeds)
+        is_padded = self.parameters.pad_variable_length_inputs
+        kind = tuple(
+            (name, dtype_number(value), (None,) * (value.ndim - 1) if is_padded else value.shape[1:])
+            for name, value in feeds
+        )
         if not fetches or not all(_fits(value, self._declared.get(name)) for name, value in feeds):
             return None
         key = (kind, fetches)
@@ -256,6 +195,7 @@ class BatchedModel:
         calls: dict[int, _Call] = {}
         names = [name for name, _, _ in kind]
         dtypes = [self._model.dtype(name) for name in fetches]
+        is_padded = self.parameters.pad_variable_length_inputs
 
         def compute(numbers: Array, *values: Array) -> list[Array]:
             num_rows = len(numbers)
@@ -263,7 +203,8 @@ class BatchedModel:
             known = [calls.get(number) for number in np.unique(numbers).tolist()]
             here = [call for call in known if call is not None]
             try:
-                feeds = list(zip(names, values, strict=True))
+                fed = _rows_of(calls, numbers, *values) if is_padded else values
+                feeds = list(zip(names, fed, strict=True))
                 return self._model.run(feeds, fetches, timeout_ms=_remaining_ms(here))
             except RequestError as error:
                 for call in here:
@@ -272,8 +213,9 @@ class BatchedModel:
 
         graph = tf.Graph()
         with graph.as_default():
+            places = tf.TensorSpec([None], tf.int64)
             rows = [tf.TensorSpec([None, *shape], tf.as_dtype(number)) for _, number, shape in kind]
-            specs = [tf.TensorSpec([None], tf.int64), *rows]
+            specs = [places, places] if is_padded else [places, *rows]
             placeholders = [tf.compat.v1.placeholder(spec.dtype, spec.shape) for spec in specs]
             outputs = self._batch_function(compute, specs, placeholders, [*map(tf.as_dtype, dtypes)])
         session = tf.compat.v1.Session(graph=graph, config=self._session_config())
@@ -315,6 +257,20 @@ class BatchedModel:
     def dtype(self, name: str) -> int:
         """The tensorflow.DataType of a tensor of the graph."""
         return self._model.dtype(name)
+
+
+def _rows_of(calls: Mapping[int, _Call], numbers: Array, rows: Array) -> list[Array]:
+    """What the rows of a batch feed, input by input: row rows[i] of calls[numbers[i]], padded.
+
+    Raises:
+        RequestError: as `batch_padding.concatenated`.
+    """
+    borders = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(numbers)]
+    parts = [
+        [value[rows[start:end]] for value in calls[int(numbers[start])].values]
+        for start, end in itertools.pairwise(borders)
+    ]
+    return [batch_padding.concatenated(column) for column in zip(*parts, strict=True)]
 
 
 def _sizes(given: BatchingParameters) -> list[int]:

@@ -6,8 +6,9 @@ import time
 from pathlib import Path
 
 from isthmus.lineage import signing
-from isthmus.serving import batching, warmup
-from isthmus.serving.batching import BatchedModel, BatchingParameters
+from isthmus.serving import batching_parameters, warmup
+from isthmus.serving.batching import BatchedModel
+from isthmus.serving.batching_parameters import BatchingParameters
 from isthmus.serving.config import ServingConfig
 from isthmus.serving.errors import RequestError, ServingError
 from isthmus.serving.image_limits import PixelGuard
@@ -102,7 +103,7 @@ class Loader:
         logger.debug("%s version %d: %d warm-up records", name, version, num_records)
 
     def _parameters_of(self, path: Path) -> BatchingParameters | None:
-        own = path / batching.PER_MODEL_FILE
+        own = path / batching_parameters.PER_MODEL_FILE
         if (
             self._parameters is None
             or not self._config.enable_per_model_batching_parameters
@@ -110,6 +111,6 @@ class Loader:
         ):
             return self._parameters
         try:
-            return batching.read_parameters(own, num_cpus=os.cpu_count() or 1)
+            return batching_parameters.read_parameters(own, num_cpus=os.cpu_count() or 1)
         except ServingError as error:
             raise RequestError(Code.INVALID_ARGUMENT, str(error)) from error

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from isthmus.serving import model_config
 from isthmus.serving.access_log import AccessLog
 from isthmus.serving.admin import admin_application
-from isthmus.serving.batching import BatchingParameters, read_parameters
+from isthmus.serving.batching_parameters import BatchingParameters, read_parameters
 from isthmus.serving.config import ServingConfig
 from isthmus.serving.errors import RequestError, ServingError
 from isthmus.serving.grpc_edge import GrpcEdge

@@ -25,7 +25,8 @@ import numpy as np
 
 from isthmus.serving import inference, tensors, warmup
 from isthmus.serving.base_paths import newest_version
-from isthmus.serving.batching import BatchedModel, BatchingParameters
+from isthmus.serving.batching import BatchedModel
+from isthmus.serving.batching_parameters import BatchingParameters
 from isthmus.serving.config import ServingConfig
 from isthmus.serving.errors import ServingError
 from isthmus.serving.loading import session_options

@@ -3,6 +3,7 @@
 import itertools
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,7 +13,8 @@ import numpy as np
 import pytest
 
 from isthmus.serving import batching
-from isthmus.serving.batching import BatchedModel, BatchingParameters, read_parameters
+from isthmus.serving.batching import BatchedModel
+from isthmus.serving.batching_parameters import BatchingParameters, read_parameters
 from isthmus.serving.errors import RequestError, ServingError
 from isthmus.serving.inference import CallOptions, predict
 from isthmus.serving.savedmodel import SavedModel, SessionOptions
@@ -201,6 +203,85 @@ def test_a_split_request_of_matrices_fails_with_the_models_text(make: Make) -> N
         echo(model, np.ones((8, 3)))
 
 
+# ---- pad_variable_length_inputs ----
+
+
+def together(model: BatchedModel, signature: str, *values: np.ndarray) -> list[Any]:
+    """The answers, or errors, of requests that are all in one batch, in this order: it runs when it is full."""
+    assert model.parameters.max_batch_size == sum(map(len, values))
+
+    def ask(value: np.ndarray) -> Any:
+        try:
+            (output,) = predict(model, signature, {"x": value}).values()
+        except RequestError as error:
+            return error
+        return output
+
+    with ThreadPoolExecutor(len(values)) as pool:
+        answers = []
+        for number, value in enumerate(values, 1):
+            answers.append(pool.submit(ask, value))
+            while number < len(values) and sum(len(queue.calls) for queue in model._queues.values()) < number:
+                time.sleep(0.001)
+        return [answer.result() for answer in answers]
+
+
+def padding(make: Make, max_batch_size: int) -> BatchedModel:
+    return make(
+        max_batch_size=max_batch_size, batch_timeout_micros=60_000_000, pad_variable_length_inputs=True
+    )
+
+
+def test_rows_of_other_shapes_are_padded_to_the_longest(make: Make) -> None:
+    """With the tensor's own first element, in every dimension but the first; nothing is cut off the answer."""
+    model = padding(make, 4)
+    short = np.array([[[1], [2]], [[3], [4]]], np.float32)
+    answers = together(
+        model, "echo_float32", short, np.arange(5.0, 9.0, dtype=np.float32).reshape(1, 1, 4), short[:1]
+    )
+    assert [answer.tolist() for answer in answers] == [
+        [[[1, 1, 1, 1], [2, 1, 1, 1]], [[3, 1, 1, 1], [4, 1, 1, 1]]],
+        [[[5, 6, 7, 8], [5, 5, 5, 5]]],
+        [[[1, 1, 1, 1], [2, 1, 1, 1]]],
+    ]
+    assert model.recorded == [4]
+
+
+def test_padded_strings(make: Make) -> None:
+    rows = [np.array([[b"a", b"b"]], object), np.array([[b"c"]], object)]
+    answers = together(padding(make, 2), "echo_string", *rows)
+    assert [answer.tolist() for answer in answers] == [[[b"a", b"b"]], [[b"c", b"c"]]]
+
+
+def test_a_row_without_an_element_cannot_be_padded(make: Make) -> None:
+    answers = together(
+        padding(make, 2), "echo_float32", np.ones((1, 0), np.float32), np.ones((1, 2), np.float32)
+    )
+    assert {str(answer) for answer in answers} == {
+        "INVALID_ARGUMENT: Got empty tensor in batch of non-empty tensors."
+    }
+
+
+def test_rows_of_too_many_dimensions_cannot_be_padded(make: Make) -> None:
+    with pytest.raises(RequestError, match="Only tensors with rank from 1 to 6 can be padded"):
+        echo(make(pad_variable_length_inputs=True), np.ones((1,) * 7))
+
+
+def test_padding_to_the_allowed_sizes_and_splitting_go_on(make: Make) -> None:
+    model = make(
+        max_batch_size=12,
+        max_execution_batch_size=4,
+        allowed_batch_sizes=(2, 4),
+        enable_large_batch_splitting=True,
+        pad_variable_length_inputs=True,
+    )
+    values = np.arange(18, dtype=np.float32).reshape(9, 2)
+    assert echo(model, values).tolist() == values.tolist()
+    assert set(model.recorded) <= {2, 4}
+    outputs = predict(model, "pair", {"a": np.ones(1, np.float32), "b": np.array([[2, 3]], np.int32)})
+    assert outputs["sum"].tolist() == [6.0]
+
+
 # ---- the queues ----
 
 
@@ -293,7 +374,7 @@ def test_parameters_file(tmp_path: Path) -> None:
         "max_batch_size { value: 32 }\nbatch_timeout_micros { value: 2000 }\nmax_enqueued_batches { value: "
         "100 }\n"
         "num_batch_threads { value: 4 }\nallowed_batch_sizes: 8\nallowed_batch_sizes: 32\n"
-        "thread_pool_name { value: 'pool' }\n"
+        "thread_pool_name { value: 'pool' }\npad_variable_length_inputs: true\n"
     )
     assert read_parameters(path, num_cpus=2) == BatchingParameters(
         max_batch_size=32,
@@ -301,6 +382,7 @@ def test_parameters_file(tmp_path: Path) -> None:
         max_enqueued_batches=100,
         num_batch_threads=4,
         allowed_batch_sizes=(8, 32),
+        pad_variable_length_inputs=True,
     )
     assert read_parameters(None, num_cpus=3) == BatchingParameters(num_batch_threads=3)
 
@@ -317,7 +399,6 @@ def test_parameters_file(tmp_path: Path) -> None:
             "max_batch_size { value: 4 } allowed_batch_sizes: 4 allowed_batch_sizes: 2",
             "allowed_batch_sizes must increase; got 4, 2",
         ),
-        ("pad_variable_length_inputs: true", "pad_variable_length_inputs is not supported"),
     ],
 )
 def test_wrong_parameters_file(tmp_path: Path, text: str, error: str) -> None:

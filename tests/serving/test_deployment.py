@@ -10,7 +10,7 @@ import yaml
 from google.protobuf import json_format
 from kubernetes import client as kubernetes
 
-from isthmus.serving import batching, flags, model_config
+from isthmus.serving import batching_parameters, flags, model_config
 from isthmus.serving.deployment import SERVER_IMAGE, Deployment, files, main
 from isthmus.serving.errors import ServingError
 from isthmus.serving.metrics import Metrics
@@ -147,7 +147,7 @@ def test_the_servers_own_files_are_read(deployment: Deployment, tmp_path: Path) 
     if deployment is CLAIMED:
         assert model.labels == {"stable": 3, "canary": 5}
         assert model.policy.versions == {3, 5}
-    parameters = batching.read_parameters(tmp_path / "batching.config", num_cpus=2)
+    parameters = batching_parameters.read_parameters(tmp_path / "batching.config", num_cpus=2)
     assert parameters.allowed_batch_sizes == (1, 2, 4, 8, 16, 32)
     config = flags.parse(deployment.arguments)
     assert (config.port, config.rest_api_port, config.enable_batching) == (8500, 8501, True)

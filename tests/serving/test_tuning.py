@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from isthmus.serving import tuning, warmup
-from isthmus.serving.batching import read_parameters
+from isthmus.serving.batching_parameters import read_parameters
 from isthmus.serving.client import GrpcClient
 from isthmus.serving.config import ServingConfig
 from isthmus.serving.errors import ServingError
