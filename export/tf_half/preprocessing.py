@@ -97,7 +97,7 @@ def _resized(recipe: Recipe, height: tf.Tensor, width: tf.Tensor) -> tuple[tf.Te
         shorter = tf.minimum(height, width)
         return scale_height * height // shorter, scale_height * width // shorter
     edges = tf.cast(tf.stack([height, width]), tf.float64)
-    ratios = edges / tf.constant(recipe.scale, tf.float64)
+    ratios = resampling.divided(edges, tf.constant(recipe.scale, tf.float64))
     ratio = tf.reduce_max(ratios) if recipe.crop_mode == "border" else tf.reduce_min(ratios)
     # tf.round, like Python's round, takes halves to the even side.
     resized = tf.cast(tf.round(edges / ratio), tf.int64)

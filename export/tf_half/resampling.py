@@ -52,6 +52,12 @@ class Filter:
     """float64 distances in units of the (stretched) input pixel -> float64 weights, not normalised."""
 
 
+def divided(x: tf.Tensor, by: tf.Tensor) -> tf.Tensor:
+    """float64 x / by, as it is written: a plain division by a constant would be optimised into a product with the
+    constant's reciprocal, one digit off, and an edge of a pixel then falls on the other side."""
+    return tf.math.divide_no_nan(x, by)
+
+
 def _box(x: tf.Tensor) -> tf.Tensor:
     return tf.cast((x > -0.5) & (x <= 0.5), tf.float64)
 
@@ -83,7 +89,7 @@ def _bicubic(x: tf.Tensor) -> tf.Tensor:
 
 def _lanczos(x: tf.Tensor) -> tf.Tensor:
     inside = (x >= -3.0) & (x < 3.0)
-    return tf.where(inside, _sinc(x) * _sinc(x / 3.0), tf.zeros_like(x))
+    return tf.where(inside, _sinc(x) * _sinc(divided(x, tf.constant(3.0, tf.float64))), tf.zeros_like(x))
 
 
 FILTERS: dict[str, Filter] = {
@@ -116,7 +122,7 @@ class _Taps(NamedTuple):
 
 def _taps(positions: tf.Tensor, *, in_length: tf.Tensor, out_length: tf.Tensor, filter_: Filter) -> _Taps:
     """`positions`: int64 [num_blocks * BLOCK] of [0, out_length), ascending. Lengths: int64 scalars."""
-    scale = tf.cast(in_length, tf.float64) / tf.cast(out_length, tf.float64)
+    scale = divided(tf.cast(in_length, tf.float64), tf.cast(out_length, tf.float64))
     stretch = tf.maximum(scale, 1.0)
     support = filter_.support * stretch
     center = (tf.cast(tf.reshape(positions, [-1, BLOCK]), tf.float64) + 0.5) * scale
@@ -215,7 +221,7 @@ def _nearest_source(positions: tf.Tensor, *, in_length: tf.Tensor, out_length: t
 
     The sums are made one after the other here too: a product would round differently at some sizes.
     """
-    scale = tf.cast(in_length, tf.float64) / tf.cast(out_length, tf.float64)
+    scale = divided(tf.cast(in_length, tf.float64), tf.cast(out_length, tf.float64))
     steps = tf.fill([tf.reduce_max(positions)], scale)
     reached = tf.cumsum(tf.concat([[scale * 0.5], steps], axis=0))
     return tf.minimum(tf.cast(tf.gather(reached, positions), tf.int64), in_length - 1)
