@@ -1,7 +1,7 @@
 """A long day of the embedded server, compressed: reloads under load, malformed messages, killed clients, full disks,
 a corrupted version, a stop while it works.
 
-python benchmarks/soak.py [--reloads 200] [--messages 10000] [--seed 0]     (make soak)
+python benchmarks/soak.py [--reloads 200] [--messages 10000] [--seed 0] [--batching]     (make soak)
 
 Prints one JSON object with what was counted and measured; exit code 1 when anything was not as it must be:
 no failed request, no wrong answer, no crash, no HTTP 500, memory at most 5 % above what it was after ten reloads.
@@ -53,6 +53,7 @@ def main() -> int:
     parser.add_argument("--reloads", type=int, default=200)
     parser.add_argument("--messages", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--batching", action="store_true", help="with --enable_batching")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -62,16 +63,28 @@ def main() -> int:
             check=True,
             capture_output=True,
         )
-        report = soak(source, folder, arguments.reloads, arguments.messages, arguments.seed)
+        flags = batching_flags(folder / "batching.config") if arguments.batching else []
+        report = soak(source, folder, arguments.reloads, arguments.messages, arguments.seed, flags)
     print(json.dumps(report, indent=2))
     return 1 if report["problems"] else 0
 
 
-def soak(source: Path, folder: Path, reloads: int, messages: int, seed: int) -> dict[str, Any]:
+def batching_flags(file: Path) -> list[str]:
+    """Batches that have room for the largest requests here: a number is a row of this model."""
+    file.write_text(
+        "max_batch_size { value: 4000000 } batch_timeout_micros { value: 500 } max_enqueued_batches { value: 1000 }"
+    )
+    return ["--enable_batching", f"--batching_parameters_file={file}"]
+
+
+def soak(
+    source: Path, folder: Path, reloads: int, messages: int, seed: int, flags: list[str]
+) -> dict[str, Any]:
     """Everything, one after the other, on one server; then its stop."""
     base, predictions = folder / "base", folder / "predictions"
     push(source / "1", base, 1)
     flags = [
+        *flags,
         "--file_system_poll_wait_seconds=0.05",
         "--access_log_file=/dev/full",
         f"--prediction_log_folder={predictions}",
@@ -102,7 +115,9 @@ class Load:
         self.failures: list[str] = []
         self._stop = threading.Event()
         clients = [GrpcClient(port=server.grpc_port) for _ in range(2)] + [RestClient(port=server.rest_port)]
-        self._threads = [threading.Thread(target=self._ask, args=(client,)) for client in clients]
+        self._threads = [
+            threading.Thread(target=self._ask, args=(client,), daemon=True) for client in clients
+        ]
         for thread in self._threads:
             thread.start()
 
