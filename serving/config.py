@@ -23,8 +23,9 @@ class ServingConfig:
     port: int = 8500
     """TCP port of the gRPC API. 0: any free port (tensorflow_model_server: disabled)."""
 
-    rest_api_port: int = 8501
-    """TCP port of the REST API. 0: any free port (tensorflow_model_server: disabled)."""
+    rest_api_port: int | None = None
+    """TCP port of the REST API. 0: any free port (tensorflow_model_server: disabled). Not given: 8501, and no REST API
+    where that is taken (tensorflow_model_server: disabled)."""
 
     rest_api_num_threads: int = 0
     """Threads that process REST requests. 0: four per CPU, at least 32 (a request in a batching queue holds

@@ -6,13 +6,17 @@
 
 from isthmus.serving.status import Code
 
-__all__ = ["RequestError", "ServingError"]
+__all__ = ["PortTakenError", "RequestError", "ServingError"]
 
 
 class ServingError(Exception):
     """Something the person who runs the server or a client must change; the text says what."""
 
     exit_code: int = 1
+
+
+class PortTakenError(ServingError):
+    """A port that cannot be listened on."""
 
 
 class RequestError(ServingError):

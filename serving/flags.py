@@ -85,6 +85,7 @@ def markdown() -> str:
     lines = ["### As tensorflow_model_server has them", "", "`--version` and `--help`, and:", ""]
     lines += table([name for name in documented if name not in own])
     lines += ["", "### Of the embedded server alone", "", *table(own), "", "### Refused by name", ""]
+    lines += ["Unless they are switched off (`--use_tflite_model=false`, `--platform_config_file=`):", ""]
     lines += ["| flag | why |", "|---|---|"]
     lines += [f"| `--{name}` | {why} |" for name, why in UNSUPPORTED.items()]
     return "\n".join(lines) + "\n"

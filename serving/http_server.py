@@ -10,7 +10,7 @@ from typing import Any
 
 import uvicorn
 
-from isthmus.serving.errors import ServingError
+from isthmus.serving.errors import PortTakenError, ServingError
 from isthmus.serving.http_limits import HttpLimits, limited_protocol
 
 __all__ = ["Application", "Headers", "HttpServer", "Message", "Receive", "Send", "respond"]
@@ -41,7 +41,7 @@ class HttpServer:
         tls: speak HTTPS.
 
     Raises:
-        ServingError: the port is taken or the address unusable.
+        PortTakenError: or the address is unusable.
     """
 
     def __init__(
@@ -55,7 +55,15 @@ class HttpServer:
         limits: HttpLimits = _DEFAULT_LIMITS,
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        self._socket = _bound_socket(host, port, what, flags)
+        self._taken = (
+            f"cannot listen on {host}:{port} for {what}: {{reason}}; choose another with {flags}"
+        ).format
+        self._socket = _new_socket(host)
+        try:
+            self._socket.bind((host, port))
+        except OSError as error:
+            self._socket.close()
+            raise PortTakenError(self._taken(reason=error.strerror or error)) from error
         self.port: int = self._socket.getsockname()[1]
         self._drain_seconds = drain_seconds
         self._limits = limits
@@ -64,8 +72,15 @@ class HttpServer:
         self._thread: threading.Thread | None = None
 
     def listen(self) -> None:
-        """Take connections; who comes now is answered once `start` was called."""
-        self._socket.listen(_MAX_WAITING_CONNECTIONS)
+        """Take connections; who comes now is answered once `start` was called.
+
+        Raises:
+            PortTakenError: by one that was bound before this one was and listens since.
+        """
+        try:
+            self._socket.listen(_MAX_WAITING_CONNECTIONS)
+        except OSError as error:
+            raise PortTakenError(self._taken(reason=error.strerror or error)) from error
 
     def start(self, application: Application) -> None:
         """Serve; returns when the socket accepts."""
@@ -109,7 +124,7 @@ class _Server(uvicorn.Server):
         return
 
 
-def _bound_socket(host: str, port: int, what: str, flags: str) -> socket.socket:
+def _new_socket(host: str) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # asyncio switches Nagle's algorithm off where a socket says that it is TCP's, and this one must say so: else an
     # answer's body waits 40 ms for the acknowledgement of its head.
@@ -117,14 +132,6 @@ def _bound_socket(host: str, port: int, what: str, flags: str) -> socket.socket:
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNACKNOWLEDGED_MS)
-    try:
-        listener.bind((host, port))
-    except OSError as error:
-        listener.close()
-        raise ServingError(
-            f"cannot listen on {host}:{port} for {what}: {error.strerror or error}; choose another with "
-            f"{flags}"
-        ) from error
     return listener
 
 

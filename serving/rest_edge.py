@@ -38,6 +38,7 @@ _CORS: Headers = [
     (b"access-control-allow-methods", b"POST, GET"),
     (b"access-control-allow-headers", b"Content-Type"),
 ]
+_DEFAULT_PORT = 8501
 # libevent's evhttp_send_error.
 _NOT_FOUND_PAGE = (
     b"<HTML><HEAD>\n<TITLE>404 Not Found</TITLE>\n</HEAD><BODY>\n<H1>Not Found</H1>\n</BODY></HTML>\n"
@@ -48,7 +49,8 @@ class RestEdge:
     """The REST API's port, bound at once.
 
     Raises:
-        ServingError: the port is taken or the address unusable.
+        PortTakenError: or the address is unusable.
+        ServingError: the TLS configuration is.
     """
 
     def __init__(
@@ -71,7 +73,7 @@ class RestEdge:
         tls_file = config.rest_ssl_config_file
         self._server = HttpServer(
             host=config.host,
-            port=config.rest_api_port,
+            port=_DEFAULT_PORT if config.rest_api_port is None else config.rest_api_port,
             what="REST",
             flags="--rest_api_port and --host",
             drain_seconds=config.drain_seconds,
@@ -89,7 +91,11 @@ class RestEdge:
         return self._server.port
 
     def listen(self) -> None:
-        """Take connections; who comes now is answered once `start` was called."""
+        """Take connections; who comes now is answered once `start` was called.
+
+        Raises:
+            PortTakenError: meanwhile.
+        """
         self._server.listen()
 
     def start(self, answer: Answer) -> None:

@@ -20,7 +20,7 @@ from isthmus.serving.access_log import AccessLog
 from isthmus.serving.admin import admin_application
 from isthmus.serving.batching_parameters import BatchingParameters, read_parameters
 from isthmus.serving.config import ServingConfig
-from isthmus.serving.errors import RequestError, ServingError
+from isthmus.serving.errors import PortTakenError, RequestError, ServingError
 from isthmus.serving.grpc_edge import GrpcEdge
 from isthmus.serving.http_server import HttpServer
 from isthmus.serving.metrics import DEFAULT_PATH, Metrics
@@ -87,18 +87,33 @@ class EmbeddedServer:
         )
         self._grpc = GrpcEdge(config, self._metrics, self._tokens, self._access_log, self._tracing)
         try:
-            self._rest = RestEdge(
-                config,
+            self._rest = self._bound_rest(metrics_path)
+            self._admin = None if config.admin_port is None else _admin_server(config)
+        except ServingError:
+            self._grpc.stop(0)
+            raise
+
+    def _bound_rest(self, metrics_path: str | None) -> RestEdge | None:
+        """The REST API's port; None where it is the default one, and taken: two servers that were given a --port each
+        do not meet."""
+        try:
+            return RestEdge(
+                self.config,
                 metrics_path=metrics_path,
                 metrics=self._metrics,
                 tokens=self._tokens,
                 access_log=self._access_log,
                 tracing=self._tracing,
             )
-            self._admin = None if config.admin_port is None else _admin_server(config)
-        except ServingError:
-            self._grpc.stop(0)
-            raise
+        except PortTakenError as error:
+            self._go_without_rest(error)
+            return None
+
+    def _go_without_rest(self, error: PortTakenError) -> None:
+        """Raises PortTakenError when a REST API was asked for."""
+        if self.config.rest_api_port is not None:
+            raise error
+        logger.warning("no REST API: %s", error)
 
     @property
     def grpc_port(self) -> int:
@@ -106,9 +121,9 @@ class EmbeddedServer:
         return self._grpc.port
 
     @property
-    def rest_port(self) -> int:
-        """Port of the REST API."""
-        return self._rest.port
+    def rest_port(self) -> int | None:
+        """Port of the REST API; None without one."""
+        return None if self._rest is None else self._rest.port
 
     @property
     def admin_port(self) -> int | None:
@@ -152,9 +167,16 @@ class EmbeddedServer:
         service = Service(self._manager, self.config, self._metrics, self._predictions)
         # Who finds one port open and asks the other finds that open, too: what takes long is done before or after.
         self._grpc.add(service)
-        self._rest.listen()
+        if self._rest is not None:
+            try:
+                self._rest.listen()
+            except PortTakenError as error:
+                self._go_without_rest(error)
+                self._rest.stop()
+                self._rest = None
         self._grpc.start()
-        self._rest.start(service.rest)
+        if self._rest is not None:
+            self._rest.start(service.rest)
         if self.config.model_config_file is not None and self.config.model_config_file_poll_wait_seconds > 0:
             self._config_poller = threading.Thread(
                 target=self._poll_config_file, name="model-config", daemon=True
@@ -199,7 +221,8 @@ class EmbeddedServer:
         self._stopping.set()
         deadline = time.monotonic() + self.config.drain_seconds
         self._grpc.begin_stop(self.config.drain_seconds)
-        self._rest.stop()
+        if self._rest is not None:
+            self._rest.stop()
         self._grpc.stop(max(deadline - time.monotonic(), 0))
         if self._manager is not None:
             # It waits for whoever uses a model, and some never end.
@@ -359,7 +382,7 @@ def serve(config: ServingConfig) -> None:
         announcement["admin_port"] = server.admin_port
     sys.stdout.write(json.dumps(announcement) + "\n")
     sys.stdout.flush()
-    logger.info("serving on %s: gRPC %d, REST %d", config.host, server.grpc_port, server.rest_port)
+    logger.info("serving on %s: gRPC %d, REST %s", config.host, server.grpc_port, server.rest_port)
     while not asked_to_stop.wait(1.0):
         if config.parent_pid and os.getppid() != config.parent_pid:
             logger.warning("the parent process %d is gone", config.parent_pid)

@@ -6,6 +6,9 @@ import threading
 from collections.abc import MutableMapping
 from typing import Any
 
+import pytest
+
+from isthmus.serving.errors import PortTakenError
 from isthmus.serving.http_server import HttpServer, Receive, Send, respond
 
 
@@ -34,3 +37,24 @@ def test_nothing_waits_for_an_acknowledgement() -> None:
         server.stop()
     assert seen
     assert all(seen)
+
+
+def test_a_port_that_was_bound_twice_is_taken_by_who_listens_first() -> None:
+    """Two servers that start at the same time bind the same port, and neither knows."""
+    one, other = (
+        HttpServer(host="127.0.0.1", port=port, what="a test", flags="--none", drain_seconds=1)
+        for port in [unused_port()] * 2
+    )
+    one.listen()
+    with pytest.raises(
+        PortTakenError, match=r"for a test: Address already in use; choose another with --none"
+    ):
+        other.listen()
+    one.stop()
+    other.stop()
+
+
+def unused_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+        return port

@@ -1,5 +1,6 @@
 """The server as a process: start, failures, hot reload under load, drain, retries."""
 
+import contextlib
 import json
 import os
 import re
@@ -250,6 +251,27 @@ def test_who_is_answered_on_one_port_finds_the_other_open(models_root: Path) -> 
         finder.join(60)
     (answer,) = found
     assert answer.startswith(b"HTTP/1.1 200 OK")
+
+
+def test_a_second_server_without_a_rest_port_of_its_own_goes_without(
+    models_root: Path, tmp_path: Path
+) -> None:
+    """The original has no REST API unless it is asked for one: two of its command lines do not meet on 8501."""
+    command = [sys.executable, "-m", "isthmus.serving", "--port=0", "--drain_seconds=1"]
+    base = f"--model_base_path={models_root / 'half_plus_n'}"
+    with contextlib.ExitStack() as held:
+        # Whoever has it, the test or somebody else.
+        with contextlib.suppress(OSError):
+            held.enter_context(socket.create_server(("127.0.0.1", 8501)))
+        log = held.enter_context((tmp_path / "log").open("w"))
+        server = held.enter_context(subprocess.Popen([*command, base], stdout=subprocess.PIPE, stderr=log))
+        assert server.stdout is not None
+        announced = json.loads(server.stdout.readline())
+        server.terminate()
+        assert server.wait(60) == 0
+    assert announced["rest_port"] is None
+    assert announced["grpc_port"] > 0
+    assert "no REST API: cannot listen on 127.0.0.1:8501 for REST: " in (tmp_path / "log").read_text()
 
 
 # ---- end ----
