@@ -7,8 +7,17 @@ from typing import Literal
 
 from isthmus.tfx_pipeline.errors import PipelineError
 
-#: Beam runners that work inside the process that asks.
-_RUNNERS_HERE = {"FnApiRunner", "DirectRunner", "BundleBasedDirectRunner", "InteractiveRunner"}
+FORKING_RUNNER = "isthmus.tfx_pipeline.forking_runner.ForkingRunner"
+"""Of several worker processes on this machine."""
+
+#: Beam runners that work on the machine that asks.
+_RUNNERS_HERE = {
+    "FnApiRunner",
+    "DirectRunner",
+    "BundleBasedDirectRunner",
+    "InteractiveRunner",
+    FORKING_RUNNER,
+}
 
 Engine = Literal["dataflow", "flink", "spark"]
 ENGINES: tuple[Engine, ...] = ("dataflow", "flink", "spark")
@@ -28,14 +37,22 @@ def beam_args(*, workers: int, further: Sequence[str] = ()) -> list[str]:
     """
     if any(argument.startswith("--runner") for argument in further):
         return list(further)
-    mode = "in_memory" if workers == 1 else "multi_processing"
+    runner, mode = ("FnApiRunner", "in_memory") if workers == 1 else (FORKING_RUNNER, "multi_processing")
     return [
-        "--runner=FnApiRunner",
+        f"--runner={runner}",
         f"--direct_running_mode={mode}",
         f"--direct_num_workers={workers}",
         "--sdk_container_image=unused",
         *further,
     ]
+
+
+def start_early(args: Sequence[str]) -> None:
+    """Let the process that workers will be forks of, if these options mean any, import Beam from now on."""
+    if f"--runner={FORKING_RUNNER}" in args:
+        from isthmus.tfx_pipeline import fork_server
+
+        fork_server.start()
 
 
 def runs_elsewhere(args: Sequence[str]) -> bool:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from isthmus.tfx_pipeline import remote
-from isthmus.tfx_pipeline.beam_options import runs_elsewhere
+from isthmus.tfx_pipeline.beam_options import runs_elsewhere, start_early
 from isthmus.tfx_pipeline.imports import torch_kept_out
 
 COMMAND = ("python", "-m", "isthmus.tfx_pipeline.container")
@@ -135,6 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json_serialized_invocation_args", required=True)
     known, further = parser.parse_known_args(argv)
     executor_input = json.loads(known.json_serialized_invocation_args)
+    start_early(further)
     with torch_kept_out():
         import importlib
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from isthmus.tfx_pipeline.errors import PipelineError
@@ -25,7 +25,7 @@ def is_image(path: str) -> bool:
 
 def class_of(relative_path: str) -> str:
     """The class of an image: the name of the folder that holds it, as in timm."""
-    return PurePosixPath(relative_path).parent.name
+    return relative_path.rpartition("/")[0].rpartition("/")[2]
 
 
 @dataclass(kw_only=True, frozen=True)

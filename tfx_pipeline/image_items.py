@@ -23,7 +23,7 @@ from isthmus.lineage.places import is_remote
 from isthmus.tfx_pipeline import tfrecords
 from isthmus.tfx_pipeline.errors import PipelineError
 from isthmus.tfx_pipeline.image_folder import SPLITS, class_of, is_image
-from isthmus.tfx_pipeline.listing import Listed, files_below, files_matching, open_remote
+from isthmus.tfx_pipeline.listing import Listed, files_matching, open_remote, paths_below
 
 BATCH_SIZE = 256
 """Items that travel together: Beam's cost for each element is paid once for so many images."""
@@ -64,7 +64,8 @@ class Item(NamedTuple):
     """Why there is no image to look at, although there should be one."""
 
 
-Batch = list[Item]
+Batch = list[tuple[Any, ...]]
+"""Items as plain tuples (`Item._make` undoes it): Beam's coder pickles anything of another class, one by one."""
 
 
 def split_named(text: str) -> str | None:
@@ -75,7 +76,7 @@ def split_named(text: str) -> str | None:
 def batched(items: Iterable[Item], size: int = BATCH_SIZE) -> Iterator[Batch]:
     """Lists of at most `size`."""
     items = iter(items)
-    while batch := list(itertools.islice(items, size)):
+    while batch := [tuple(item) for item in itertools.islice(items, size)]:
         yield batch
 
 
@@ -88,10 +89,11 @@ def folder_items(root: str, *, split_folders: bool) -> Iterator[Item]:
     """
     prefix = root.rstrip("/") + "/"
     for top in (prefix + split for split in SPLITS) if split_folders else (root,):
-        for file in files_below(top):
-            name = file.path.removeprefix(prefix)
+        split = top.removeprefix(prefix) if split_folders else None
+        for path in paths_below(top):
+            name = path.removeprefix(prefix)
             label = class_of(name) if is_image(name) else None
-            yield Item(name, label, name.split("/", 1)[0] if split_folders else None, file.path, None)
+            yield Item(name, label, split, path, None)
 
 
 def manifest_items(manifest: str, kind: ManifestKind | None = None) -> Iterator[Item]:

@@ -193,7 +193,7 @@ class _ToExamples(beam.DoFn):
         counts: collections.Counter[str],
     ) -> Iterator[bytes]:
         """The bytes of every usable item, one after the other as they are wanted."""
-        for item in batch:
+        for item in map(Item._make, batch):
             if item.problem is not None:
                 rejected.append(("corrupt", item.name, item.problem))
                 continue

@@ -37,6 +37,23 @@ def files_below(root: str) -> Iterator[Listed]:
         listed = _matched(root.rstrip("/") + "/**")
         yield from (each for each in listed if not os.path.basename(each.path).startswith("."))
         return
+    for entry in _entries_below(root):
+        state = entry.stat()
+        yield Listed(entry.path, state.st_size, state.st_mtime)
+
+
+def paths_below(root: str) -> Iterator[str]:
+    """The paths of `files_below`; a local file is not asked for its size, which would be half of the work.
+
+    Raises:
+        PipelineError: As `files_below`.
+    """
+    if is_remote(root):
+        return (each.path for each in files_below(root))
+    return (entry.path for entry in _entries_below(root))
+
+
+def _entries_below(root: str) -> Iterator[os.DirEntry[str]]:
     folders = [root]
     while folders:
         with os.scandir(folders.pop()) as scan:
@@ -48,8 +65,7 @@ def files_below(root: str) -> Iterator[Listed]:
             if entry.is_dir():
                 below.append(entry.path)
             elif entry.is_file():
-                state = entry.stat()
-                yield Listed(entry.path, state.st_size, state.st_mtime)
+                yield entry
         folders.extend(reversed(below))
 
 

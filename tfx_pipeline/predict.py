@@ -27,7 +27,7 @@ from isthmus.export.bundle import MANIFEST_COPIES
 from isthmus.lineage.files import OUTSIDE_DIGEST, canonical_json, sha256_text, tree_digest, write_json
 from isthmus.lineage.models import read_manifest
 from isthmus.tfx_pipeline import prediction_inputs, remote
-from isthmus.tfx_pipeline.beam_options import beam_args, runs_elsewhere
+from isthmus.tfx_pipeline.beam_options import beam_args, runs_elsewhere, start_early
 from isthmus.tfx_pipeline.errors import PipelineError
 from isthmus.tfx_pipeline.imports import torch_kept_out
 from isthmus.tfx_pipeline.publishing import READY, versions
@@ -143,6 +143,7 @@ def predict(
         started = time.monotonic()
         if missing:
             options = beam_args(workers=min(workers, len(missing)), further=further_beam_args)
+            start_early(options)
             _run(missing, len(inputs.shards), chosen, output, batch_size=batch_size, options=options)
             check_written(output, len(inputs.shards), elsewhere=elsewhere)
         seconds = time.monotonic() - started

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from isthmus.lineage.files import sha256_file
 from isthmus.tfx_pipeline import remote, sources
-from isthmus.tfx_pipeline.beam_options import beam_args
+from isthmus.tfx_pipeline.beam_options import beam_args, start_early
 from isthmus.tfx_pipeline.code import code_keys
 from isthmus.tfx_pipeline.config import PipelineConfig
 from isthmus.tfx_pipeline.errors import NotPushedError, PipelineError
@@ -149,6 +149,7 @@ def _run(
     if not database.exists() and root.exists():
         # Artifacts are filed under MLMD's numbers: without the database, old ones would mix with new ones.
         _clear(root)
+    start_early(beam_args(workers=config.beam_workers, further=config.beam_args))
     champion, registered = _registry_state(name, bundle, home=home, tracking_uri=tracking_uri)
     logger.info("loading TFX")
     started = time.monotonic()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from isthmus.lineage.files import write_text
 from isthmus.tfx_pipeline import sources
-from isthmus.tfx_pipeline.beam_options import beam_args
+from isthmus.tfx_pipeline.beam_options import beam_args, start_early
 from isthmus.tfx_pipeline.code import code_keys
 from isthmus.tfx_pipeline.config import PipelineConfig
 from isthmus.tfx_pipeline.errors import PipelineError
@@ -89,6 +89,7 @@ def curate(
     source = sources.look(config.input, data_root=data_root, labels=labels, beam_args=args)
     root = home.absolute() / "pipeline" / name
     with only_run(root):
+        start_early(args)
         logger.info("loading TFX")
         with torch_kept_out():
             from tfx.components.statistics_gen import stats_artifact_utils

@@ -151,7 +151,7 @@ def test_beam_runs_in_process_unless_told_otherwise() -> None:
         "--sdk_container_image=unused",
     ]
     assert beam_args(workers=2, further=("--x=1",)) == [
-        "--runner=FnApiRunner",
+        "--runner=isthmus.tfx_pipeline.forking_runner.ForkingRunner",
         "--direct_running_mode=multi_processing",
         "--direct_num_workers=2",
         "--sdk_container_image=unused",
