@@ -94,6 +94,7 @@ def _adopt_timm(origin: dict[str, Any], target: Path) -> _Adopted:
         state, wrapper = weights_files.read_state_dict(file)
         classes = weights_files.num_classes(state, known.classifier if known is not None else None)
         model = _build(base, {**args, **({"num_classes": classes} if classes else {})}, pretrained=False)
+        _check_is_classifier(model, architecture)
         called = f"{base} with {model.num_classes} classes"
         renamed = weights_files.load_into(model, state, file=file, called=called)
         facts |= {
@@ -103,19 +104,25 @@ def _adopt_timm(origin: dict[str, Any], target: Path) -> _Adopted:
             "renamed_by_timm": renamed,
         }
         said.append(f"{len(state)} tensors of {file} fit {called}{f' (from {wrapper!r})' if wrapper else ''}")
-    if model.num_classes < 1:
-        raise ExportError(f"{architecture} has no classifier (0 classes); the bridge carries classifiers")
+    _check_is_classifier(model, architecture)
     resolved = resolve_data_config(given, model=model)
     preprocessing = {key: _plain(resolved[key]) for key in _KEYS}
     labels = _labels(origin, model.num_classes, cfg=dict(model.pretrained_cfg))
-    save_for_hf(
-        model,
-        str(target),
-        model_config={"label_names": labels},
-        model_args=args,
-        safe_serialization=True,
-        data_config=preprocessing,
-    )
+    try:
+        save_for_hf(
+            model,
+            str(target),
+            model_config={"label_names": labels},
+            model_args=args,
+            safe_serialization=True,
+            data_config=preprocessing,
+        )
+    except ValueError as error:
+        # It holds the preprocessing against the model that the arguments made.
+        raise ExportError(
+            f"{architecture} with {args}: {_line(error)} Images are RGB, of model.input_size "
+            f"(--set model.input_size=[3,H,W])"
+        ) from error
     record = {
         "name": base,
         "args": args,
@@ -126,6 +133,13 @@ def _adopt_timm(origin: dict[str, Any], target: Path) -> _Adopted:
         "labels": labels,
     }
     return record, preprocessing, target / "model.safetensors", facts, said
+
+
+def _check_is_classifier(model: torch.nn.Module, architecture: str) -> None:
+    classes = getattr(model, "num_classes", None)
+    if not classes:
+        what = "0 classes" if classes == 0 else f"a {type(model).__name__}"
+        raise ExportError(f"{architecture} has no classifier ({what}); the bridge carries classifiers")
 
 
 def _build(name: str, args: dict[str, Any], *, pretrained: bool) -> torch.nn.Module:

@@ -61,6 +61,32 @@ def test_weights_of_a_timm_model_become_a_checkpoint_once(checkpoint: Path, tmp_
         )
 
 
+@pytest.mark.parametrize(
+    ("args", "text"),
+    [
+        (
+            {"in_chans": 1},
+            r"Requested 3 input channels, but the model accepts 1\. Images are RGB",
+        ),
+        ({"num_classes": 0}, r"resnet10t has no classifier \(0 classes\)"),
+        ({"features_only": True}, r"resnet10t has no classifier \(a FeatureListNet\)"),
+    ],
+)
+def test_what_timms_arguments_make_no_rgb_classifier_of_is_one_clear_line(
+    args: dict[str, Any], text: str, checkpoint: Path, tmp_path: Path
+) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    state = load_file(checkpoint / "model.safetensors")
+    if "in_chans" in args:
+        state["conv1.0.weight"] = state["conv1.0.weight"][:, :1].copy()
+    else:
+        state = {key: value for key, value in state.items() if not key.startswith("fc.")}
+    save_file(state, tmp_path / "weights.safetensors")
+    with pytest.raises(ExportError, match=text):
+        take(Origin(architecture="resnet10t", weights=tmp_path / "weights.safetensors", args=args), tmp_path)
+
+
 def onnx_classifier(file: Path, *, weights: str | None, scale: float = 1.0) -> Path:
     """A convolution and a product; its weights in the file, in one other, or (weights "") in one for each."""
     import onnx
