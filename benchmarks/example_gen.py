@@ -244,20 +244,22 @@ def example_gen(folder: Path, *, workers: int) -> dict[str, float]:
         from tfx.dsl.components.base import base_beam_executor
         from tfx.types import standard_artifacts
 
-        from isthmus.tfx_pipeline import sources
+        from isthmus.tfx_pipeline import classes, sources
         from isthmus.tfx_pipeline.data_config import InputConfig
         from isthmus.tfx_pipeline.image_example_gen import Executor
 
     context = base_beam_executor.BaseBeamExecutor.Context(beam_pipeline_args=beam_args(workers=workers))
     source = sources.look(InputConfig(), data_root=folder, labels=LABELS)
     with tempfile.TemporaryDirectory() as target:
+        classes_file = Path(target, "classes.json")
+        classes_file.write_bytes(classes.content(LABELS))
         artifact = standard_artifacts.Examples()
         artifact.uri = target
         properties = {
             "input_base": source.pattern,
             "source": json.dumps(source.properties()),
             "splits": json.dumps(["train", "val", "test"]),
-            "labels": json.dumps(LABELS),
+            "classes_file": str(classes_file),
             "fingerprint": source.fingerprint,
         }
         return timed(lambda: Executor(context).Do({}, {"examples": [artifact]}, properties))

@@ -145,9 +145,18 @@ def file_for_cluster(path: Path | None, *, root: str, folder: str) -> str | None
         return None
     if not path.is_file():
         raise PipelineError(f"no file at {path}")
-    place = remote.join(root, folder, sha256_file(path)[:16], path.name)
+    return content_for_cluster(path.read_bytes(), root=root, folder=folder, name=path.name)
+
+
+def content_for_cluster(content: bytes, *, root: str, folder: str, name: str) -> str:
+    """A file with this content below the root, under its content's name.
+
+    Raises:
+        PipelineError: It cannot be uploaded.
+    """
+    place = remote.join(root, folder, hashlib.sha256(content).hexdigest()[:16], name)
     if not remote.exists(place):
-        remote.write_bytes(place, path.read_bytes())
+        remote.write_bytes(place, content)
     return place
 
 

@@ -29,6 +29,7 @@ _MEASURES = (
 CODE = {
     "ImageExampleGen": (
         f"{_PIPELINE}.image_example_gen",
+        f"{_PIPELINE}.classes",
         f"{_PIPELINE}.ingest",
         f"{_PIPELINE}.image_items",
         f"{_PIPELINE}.image_features",

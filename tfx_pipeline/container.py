@@ -34,7 +34,7 @@ COMMAND = ("python", "-m", "isthmus.tfx_pipeline.container")
 _ENTRY_POINT = "tfx.orchestration.kubeflow.v2.container.kubeflow_v2_run_executor"
 
 #: Parameters that name a file, or a folder, which a component opens as one of this machine.
-_FILE_PARAMETERS = ("schema_file", "verification_key")
+_FILE_PARAMETERS = ("classes_file", "schema_file", "verification_key")
 _FOLDER_PARAMETERS = ("baseline",)
 
 

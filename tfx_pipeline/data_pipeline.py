@@ -73,13 +73,13 @@ class DataComponents:
 
 
 def intake(
-    source: Source, *, labels: list[str], code: dict[str, str]
+    source: Source, *, classes_file: str, code: dict[str, str]
 ) -> tuple[ImageExampleGen, StatisticsGen]:
     """Images to Examples and statistics.
 
     Args:
         source: The images, or a prediction log.
-        labels: The model's labels, in the order of its outputs.
+        classes_file: The model's labels (see `classes`).
         code: {component: digest of its code}.
     """
     is_log = source.kind == "prediction_log"
@@ -87,7 +87,7 @@ def intake(
         input_base=source.pattern,
         source=source.properties(),
         splits=[SERVING] if is_log else list(SPLITS),
-        labels=labels,
+        classes_file=classes_file,
         fingerprint=source.fingerprint,
         code=code["ImageExampleGen"],
     )
@@ -99,18 +99,20 @@ def intake(
 
 
 def data_components(
-    inputs: DataInputs, *, labels: list[str], config: PipelineConfig, code: dict[str, str]
+    inputs: DataInputs, *, classes_file: str, config: PipelineConfig, code: dict[str, str]
 ) -> DataComponents:
     """Build the data half.
 
     Args:
         inputs: What to read.
-        labels: The model's labels, in the order of its outputs.
+        classes_file: The model's labels (see `classes`).
         config: The recipe's `pipeline:` section.
         code: {component: digest of its code}.
     """
-    examples, statistics = intake(inputs.source, labels=labels, code=code)
-    served = intake(inputs.serving, labels=labels, code=code) if inputs.serving is not None else ()
+    examples, statistics = intake(inputs.source, classes_file=classes_file, code=code)
+    served = (
+        intake(inputs.serving, classes_file=classes_file, code=code) if inputs.serving is not None else ()
+    )
     serving_statistics = served[1].outputs["statistics"] if served else None
     if inputs.schema_file is None:
         schema = SchemaGen(

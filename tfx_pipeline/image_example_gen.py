@@ -21,6 +21,7 @@ from tfx.types import standard_artifacts
 from tfx.types.component_spec import ChannelParameter, ComponentSpec, ExecutionParameter
 
 from isthmus.lineage.files import canonical_json
+from isthmus.tfx_pipeline import classes
 from isthmus.tfx_pipeline.errors import PipelineError
 from isthmus.tfx_pipeline.image_items import SERVING
 from isthmus.tfx_pipeline.ingest import Rules, examples_and_findings
@@ -105,9 +106,11 @@ def _read(pattern: str, *, span: int | None, version: int | None) -> Resolved:
 
 
 def _rules(source: dict[str, Any], exec_properties: dict[str, Any]) -> Rules:
+    labels, class_map = classes.read(exec_properties["classes_file"])
     return Rules(
-        labels=json.loads(exec_properties["labels"]),
-        class_map=source["class_map"],
+        labels=labels,
+        # A prediction log holds the model's own names.
+        class_map={} if source["kind"] == "prediction_log" else class_map,
         by_hash=source["by_hash"],
         val_fraction=source["val_fraction"],
         test_fraction=source["test_fraction"],
@@ -176,7 +179,7 @@ class ImageExampleGenSpec(ComponentSpec):
         "input_base": ExecutionParameter(type=str),
         "source": ExecutionParameter(type=str),
         "splits": ExecutionParameter(type=str),
-        "labels": ExecutionParameter(type=str),
+        "classes_file": ExecutionParameter(type=str),
         "fingerprint": ExecutionParameter(type=str),
         "code": ExecutionParameter(type=str),
     }
@@ -196,7 +199,7 @@ class ImageExampleGen(base_beam_component.BaseBeamComponent):
         input_base: str,
         source: dict[str, Any],
         splits: list[str],
-        labels: list[str],
+        classes_file: str,
         fingerprint: str,
         code: str,
     ) -> None:
@@ -206,7 +209,8 @@ class ImageExampleGen(base_beam_component.BaseBeamComponent):
             input_base: Path of the source, perhaps with `{SPAN}` and `{VERSION}`, which are looked up when it runs.
             source: See `Source.properties` of `sources`.
             splits: Names of the splits of the artifact.
-            labels: The model's labels; a class' index in them is its `image/class/label`.
+            classes_file: The model's labels, and what the source calls them (see `classes`); a class' index in them is
+                its `image/class/label`. The path must change with the content.
             fingerprint: Changes when any image may have changed; only the cache looks at it.
             code: Digest of the code behind it; only the cache looks at it.
         """
@@ -215,7 +219,7 @@ class ImageExampleGen(base_beam_component.BaseBeamComponent):
                 input_base=input_base,
                 source=canonical_json(source),
                 splits=json.dumps(splits),
-                labels=json.dumps(labels),
+                classes_file=classes_file,
                 fingerprint=fingerprint,
                 code=code,
                 examples=types.Channel(type=standard_artifacts.Examples),

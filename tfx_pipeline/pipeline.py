@@ -83,7 +83,7 @@ class CacheKeys:
 def create_pipeline(
     *,
     name: str,
-    labels: list[str],
+    classes_file: str,
     dataset: dict[str, Any],
     places: Places,
     config: PipelineConfig,
@@ -98,7 +98,7 @@ def create_pipeline(
 
     Args:
         name: Registered model name; also the pipeline's.
-        labels: The model's labels, in the order of its outputs.
+        classes_file: The model's labels (see `classes`); its path must change with its content.
         dataset: What the images are called in the record (see `Source.record`).
         places: Where to read and write.
         config: The recipe's `pipeline:` section.
@@ -113,7 +113,7 @@ def create_pipeline(
     folder = Source(pattern=places.data_root, path=places.data_root, kind="folder", fingerprint=keys.data)
     data = data_components(
         inputs or DataInputs(source=folder, schema_file=schema_file),
-        labels=labels,
+        classes_file=classes_file,
         config=config,
         code=keys.code,
     )

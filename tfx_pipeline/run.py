@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import logging
 import os
 import shutil
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isthmus.lineage.files import sha256_file
-from isthmus.tfx_pipeline import remote, sources
+from isthmus.tfx_pipeline import classes, remote, sources
 from isthmus.tfx_pipeline.beam_options import beam_args, start_early
 from isthmus.tfx_pipeline.code import code_keys
 from isthmus.tfx_pipeline.config import PipelineConfig
@@ -146,9 +147,6 @@ def _run(
     """Build the pipeline and run it; returns the outcomes of all components by id."""
     database = home / "metadata.db"
     serving = remote.join(config.push_to or str(home / "serving"), name)
-    if not database.exists() and root.exists():
-        # Artifacts are filed under MLMD's numbers: without the database, old ones would mix with new ones.
-        _clear(root)
     start_early(beam_args(workers=config.beam_workers, further=config.beam_args))
     champion, registered = _registry_state(name, bundle, home=home, tracking_uri=tracking_uri)
     logger.info("loading TFX")
@@ -166,6 +164,7 @@ def _run(
         code=code_keys(server_binary=config.server.binary),
     )
     connection = pipelines.local_metadata(database)
+    clear_stale(root, connection, name)
     # What the cache believes to be done may have been undone behind its back.
     uncached = []
     if pushed_version(serving, bundle.manifest["saved_model_digest"]) is None:
@@ -174,7 +173,7 @@ def _run(
         uncached += ["Registrar"]
     built = pipelines.create_pipeline(
         name=name,
-        labels=bundle.manifest["model"]["labels"],
+        classes_file=classes_file(bundle.manifest["model"]["labels"], source, root),
         dataset=source.record(),
         places=pipelines.Places(
             pipeline_root=str(root),
@@ -323,14 +322,24 @@ def _baseline(config: PipelineConfig, source: Source, connection: Any, root: Pat
     return given
 
 
+def classes_file(labels: list[str], source: Source, root: Path) -> str:
+    """The model's labels and the source's names for them, as a file below the pipeline's root."""
+    return _filed(classes.content(labels, source.class_map), root / "classes", classes.CLASSES_FILE)
+
+
 def _curated_schema(config: PipelineConfig, root: Path) -> str | None:
-    """A copy of the curated schema in a folder named by its content: TFX's cache looks at the path alone."""
+    """A copy of the curated schema."""
     if config.schema is None:
         return None
-    target = root / "schemas" / sha256_file(config.schema)[:16] / "schema.pbtxt"
+    return _filed(config.schema.read_bytes(), root / "schemas", "schema.pbtxt")
+
+
+def _filed(content: bytes, folder: Path, name: str) -> str:
+    """A file in a folder named by its content: TFX's cache looks at the path alone."""
+    target = folder / hashlib.sha256(content).hexdigest()[:16] / name
     target.parent.mkdir(parents=True, exist_ok=True)
     beside = target.with_suffix(".tmp")
-    shutil.copyfile(config.schema, beside)
+    beside.write_bytes(content)
     os.replace(beside, target)
     return str(target)
 
@@ -338,7 +347,17 @@ def _curated_schema(config: PipelineConfig, root: Path) -> str | None:
 _LOCK = ".lock"
 
 
-def _clear(root: Path) -> None:
+def clear_stale(root: Path, connection: Any, name: str) -> None:
+    """Remove the artifacts of a pipeline that the metadata do not know, because the database was lost or replaced.
+
+    They are filed under MLMD's numbers: old ones would mix with new ones.
+    """
+    from tfx.dsl.compiler import constants
+    from tfx.orchestration import metadata
+
+    with metadata.Metadata(connection) as handle:
+        if handle.store.get_context_by_type_and_name(constants.PIPELINE_CONTEXT_TYPE_NAME, name) is not None:
+            return
     for entry in root.iterdir():
         if entry.name == _LOCK:
             continue

@@ -20,7 +20,7 @@ from isthmus.tfx_pipeline.code import code_keys
 from isthmus.tfx_pipeline.config import PipelineConfig
 from isthmus.tfx_pipeline.errors import PipelineError
 from isthmus.tfx_pipeline.imports import torch_kept_out
-from isthmus.tfx_pipeline.run import execute, only_run
+from isthmus.tfx_pipeline.run import classes_file, clear_stale, execute, only_run
 
 if TYPE_CHECKING:
     from tensorflow_metadata.proto.v0 import schema_pb2, statistics_pb2
@@ -98,11 +98,15 @@ def curate(
             from isthmus.tfx_pipeline import data_pipeline
             from isthmus.tfx_pipeline.pipeline import local_metadata
             from isthmus.tfx_pipeline.runner import ReportingRunner
-        examples, statistics = data_pipeline.intake(source, labels=labels, code=code_keys())
+        connection = local_metadata(home.absolute() / "metadata.db")
+        clear_stale(root, connection, name)
+        examples, statistics = data_pipeline.intake(
+            source, classes_file=classes_file(labels, source, root), code=code_keys()
+        )
         built = Pipeline(
             pipeline_name=name,
             pipeline_root=str(root),
-            metadata_connection_config=local_metadata(home.absolute() / "metadata.db"),
+            metadata_connection_config=connection,
             enable_cache=True,
             beam_pipeline_args=args,
             components=[examples, statistics],

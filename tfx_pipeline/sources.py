@@ -71,7 +71,6 @@ class Source:
             "by_hash": self.by_hash,
             "span": self.span,
             "version": self.version,
-            "class_map": self.class_map,
             "val_fraction": self.val_fraction,
             "test_fraction": self.test_fraction,
             "split_seed": self.split_seed,

@@ -15,11 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from isthmus.tfx_pipeline import remote, sources
+from isthmus.tfx_pipeline import classes, remote, sources
 from isthmus.tfx_pipeline.beam_options import beam_args, runs_elsewhere
 from isthmus.tfx_pipeline.cluster_inputs import (
     ClusterBundle,
     bundle_for_cluster,
+    content_for_cluster,
     file_for_cluster,
     folder_for_cluster,
     is_mounted,
@@ -184,7 +185,12 @@ def prepare(
 
     built = pipelines.create_pipeline(
         name=name,
-        labels=opened.manifest["model"]["labels"],
+        classes_file=content_for_cluster(
+            classes.content(opened.manifest["model"]["labels"], source.class_map),
+            root=target.root,
+            folder="classes",
+            name=classes.CLASSES_FILE,
+        ),
         dataset=record,
         places=pipelines.Places(
             pipeline_root=remote.join(target.root, "pipeline", name),

@@ -18,7 +18,7 @@ from tfx.dsl.components.base import base_beam_executor
 from tfx.types import standard_artifacts
 
 from isthmus.lineage.files import canonical_json
-from isthmus.tfx_pipeline import evaluator
+from isthmus.tfx_pipeline import classes, evaluator
 from isthmus.tfx_pipeline.beam_options import beam_args
 from isthmus.tfx_pipeline.champion_resolver import HAS_MODEL
 from isthmus.tfx_pipeline.config import EvaluationGate
@@ -66,11 +66,13 @@ def example_gen_properties(root: Path) -> dict[str, Any]:
     from isthmus.tfx_pipeline.sources import Source
 
     source = Source(pattern=str(root), path=str(root), kind="folder")
+    classes_file = root.with_name("classes.json")
+    classes_file.write_bytes(classes.content(LABELS))
     return {
         "input_base": source.pattern,
         "source": json.dumps(source.properties()),
         "splits": json.dumps(["train", "val", "test"]),
-        "labels": json.dumps(LABELS),
+        "classes_file": str(classes_file),
         "fingerprint": "f",
         "code": "c",
     }

@@ -29,7 +29,7 @@ from isthmus.export.reference import Reference
 from isthmus.export.tf_half import saving
 from isthmus.lineage import tracking
 from isthmus.lineage.files import canonical_json, sha256_file, tree_digest, write_json
-from isthmus.tfx_pipeline import bundle_importer, image_example_gen, sources
+from isthmus.tfx_pipeline import bundle_importer, classes, image_example_gen, sources
 from isthmus.tfx_pipeline.data_config import InputConfig
 
 LABELS = ["blue", "green", "red"]
@@ -282,6 +282,9 @@ def _ingest_source(
 ) -> standard_artifacts.Examples:
     """Run ImageExampleGen on a source that was looked at."""
     examples = _artifact_at(standard_artifacts.Examples, target)
+    classes_file = target.with_name(f"{target.name}.classes.json")
+    classes_file.parent.mkdir(parents=True, exist_ok=True)
+    classes_file.write_bytes(classes.content(labels, source.class_map))
     _execute(
         image_example_gen.Executor,
         outputs={"examples": examples},
@@ -289,7 +292,7 @@ def _ingest_source(
             "input_base": source.pattern,
             "source": canonical_json(source.properties()),
             "splits": '["serving"]' if source.kind == "prediction_log" else '["train", "val", "test"]',
-            "labels": json.dumps(labels),
+            "classes_file": str(classes_file),
             "fingerprint": source.fingerprint,
         },
     )

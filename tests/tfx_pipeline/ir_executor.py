@@ -248,6 +248,8 @@ class IrExecutor:
             argument.replace("{{$}}", json.dumps(executor_input))
             for argument in (*container["command"], *container.get("args", []))
         ]
+        # What exec() would refuse: Linux' MAX_ARG_STRLEN.
+        assert all(len(argument.encode()) < 128 * 1024 for argument in argv)
         env = {pair["name"]: pair["value"] for pair in container.get("env", [])}
         code = self._server.run(argv, env=env, log=folder / "log.txt")
         log = (folder / "log.txt").read_text(errors="replace")

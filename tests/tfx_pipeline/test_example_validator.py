@@ -40,7 +40,7 @@ def statistics_of(execute: Make, artifact_at: Make) -> Make:
         statistics = artifact_at(standard_artifacts.ExampleStatistics, target)
         _, component = data_pipeline.intake(
             sources.Source(pattern="x", path="x", kind="folder"),
-            labels=LABELS,
+            classes_file="c",
             code={"ImageExampleGen": ""},
         )
         execute(
@@ -348,7 +348,7 @@ def test_a_changed_threshold_changes_the_validator_and_nothing_before_it() -> No
         source = sources.Source(pattern="x", path="x", kind="folder", fingerprint="f")
         built = data_pipeline.data_components(
             data_pipeline.DataInputs(source=source),
-            labels=LABELS,
+            classes_file="c",
             config=config,
             code=dict.fromkeys(("ImageExampleGen", "ExampleValidator", "DataReport"), "c"),
         )

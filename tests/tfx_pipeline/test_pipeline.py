@@ -26,7 +26,7 @@ def build(config: PipelineConfig | None = None, **arguments: Any) -> Pipeline:
     """The pipeline with everything given."""
     defaults: dict[str, Any] = {
         "name": "colours",
-        "labels": ["blue", "red"],
+        "classes_file": "/classes/1/classes.json",
         "dataset": {"name": "colours", "source": "here", "digest": "d", "splits": {"test": 1}},
         "places": PLACES,
         "config": config or PipelineConfig(),

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from ml_metadata.proto import metadata_store_pb2
+from tfx.orchestration import metadata
 
 from isthmus.export.errors import ExportError
 from isthmus.lineage import registry
@@ -189,6 +191,26 @@ def test_pushed_then_cached_then_repaired(
     assert len(fourth.run) == COMPONENTS
     assert fourth.up_to_date
     assert (fourth.version, fourth.registered_version) == (third.version, 1)
+
+
+def test_artifacts_that_the_metadata_do_not_know_are_removed(tmp_path: Path) -> None:
+    """Also those of a home's second pipeline, when the first has made a new database."""
+    from isthmus.tfx_pipeline.pipeline import local_metadata
+    from isthmus.tfx_pipeline.run import clear_stale, only_run
+
+    connection = local_metadata(tmp_path / "metadata.db")
+    with metadata.Metadata(connection) as handle:
+        kind = handle.store.put_context_type(metadata_store_pb2.ContextType(name="pipeline"))
+        handle.store.put_contexts([metadata_store_pb2.Context(type_id=kind, name="first")])
+    for name in ("first", "second"):
+        artifact = tmp_path / "pipeline" / name / "StatisticsGen" / "statistics" / "2"
+        artifact.mkdir(parents=True)
+        (artifact / "FeatureStats.pb").write_bytes(b"of another database")
+        with only_run(tmp_path / "pipeline" / name):
+            clear_stale(tmp_path / "pipeline" / name, connection, name)
+    left = {path.relative_to(tmp_path / "pipeline").as_posix() for path in tmp_path.rglob("*.pb")}
+    assert left == {"first/StatisticsGen/statistics/2/FeatureStats.pb"}
+    assert (tmp_path / "pipeline" / "second" / ".lock").is_file()
 
 
 @pytest.mark.slow

@@ -16,9 +16,10 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import yaml
+from ir_executor import IrExecutor
 from tfx.orchestration.pipeline import Pipeline
 
-from isthmus.tfx_pipeline import kubeflow, submission
+from isthmus.tfx_pipeline import kubeflow, remote, submission
 from isthmus.tfx_pipeline.cluster_config import TASKS, ClusterConfig, Resources
 from isthmus.tfx_pipeline.code import CODE
 from isthmus.tfx_pipeline.config import PipelineConfig
@@ -112,7 +113,7 @@ def built(root: str, *, enable_cache: bool = True, inputs: DataInputs | None = N
     """The pipeline of a cluster."""
     return create_pipeline(
         name="Colours_1",
-        labels=["blue", "red"],
+        classes_file=f"{root}/classes/1/classes.json",
         dataset={"name": "colours", "source": "here", "digest": "d", "splits": {"test": 1}},
         places=Places(
             pipeline_root=f"{root}/pipeline/Colours_1",
@@ -433,7 +434,21 @@ def test_nothing_is_pushed_to_the_disk_of_a_container(place: str) -> None:
 
 
 @pytest.fixture
-def mounted(tmp_path: Path, images: Path, make_bundle: Callable[..., Path]) -> Path:
+def uploaded(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+    """{place: content} of what is written to an object store that takes everything."""
+    found: dict[str, bytes] = {}
+    monkeypatch.setattr(remote, "exists", found.__contains__)
+    monkeypatch.setattr(remote, "write_bytes", found.__setitem__)
+    return found
+
+
+@pytest.fixture
+def mounted(
+    tmp_path: Path,
+    images: Path,
+    make_bundle: Callable[..., Path],
+    uploaded: dict[str, bytes],
+) -> Path:
     """A volume with a bundle and two spans of images."""
     shutil.copytree(make_bundle(), tmp_path / "volume" / "bundle")
     for span in ("span-1", "span-2"):
@@ -442,7 +457,7 @@ def mounted(tmp_path: Path, images: Path, make_bundle: Callable[..., Path]) -> P
 
 
 def prepared(mounted: Path, *, target: Target, name: str = "colours", **settings: Any) -> Job:
-    """A job of what is on a volume: nothing is uploaded."""
+    """A job of what is on a volume: nothing of it is uploaded."""
     return submission.prepare(
         name=name,
         bundle=mounted / "bundle",
@@ -522,6 +537,54 @@ def test_only_a_schedule_leaves_the_span_open(mounted: Path) -> None:
 
     assert asked() == 2
     assert asked(schedule="0 3 * * *") is None
+
+
+def test_21841_classes_fit_into_the_command_of_every_task(
+    mounted: Path, uploaded: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ImageNet-21k's number, each under another name, too: Linux takes 128 KiB as one argument of a command."""
+    manifest = json.loads((mounted / "bundle" / "manifest.json").read_text())
+    labels = ["blue", "green", "red", *(f"class {number} of many" for number in range(21_838))]
+    manifest["model"]["labels"] = labels
+    monkeypatch.setattr(remote, "read_bytes", lambda _: json.dumps(manifest).encode())
+    class_map = tmp_path / "class_map.txt"
+    class_map.write_text("".join(f"n{number:08d}\n" for number in range(21_841)))
+    job = submission.prepare(
+        name="many",
+        bundle="s3://bucket/bundle",
+        data_root=None,
+        config=PipelineConfig(
+            input=InputConfig(path=str(mounted / "span-1"), class_map=class_map),
+            cluster=ClusterConfig(volumes={str(mounted): "claim"}),
+        ),
+        tracking_uri="http://mlflow:5000",
+        target=kubeflow_target(None),
+    )
+
+    arguments: dict[str, int] = {}
+
+    class Launcher:
+        """Starts nothing: looks at the command, and says that the task ended well."""
+
+        def run(self, argv: list[str], *, env: dict[str, str], log: Path) -> int:  # noqa: ARG002
+            arguments[log.parent.name] = max(len(argument.encode()) for argument in argv)
+            (given,) = (json.loads(a) for a in argv if a.startswith('{"inputs": {"parameterValues"'))
+            log.write_text("")
+            Path(given["outputs"]["outputFile"]).parent.mkdir()
+            Path(given["outputs"]["outputFile"]).write_text("{}")
+            return 0
+
+    spec = job.pipeline_job["pipelineSpec"]
+    server: Any = Launcher()
+    IrExecutor(spec, root="s3://bucket/team", server=server, scratch=tmp_path / "tasks").run()
+    assert arguments.keys() == tasks_of(spec).keys()
+    assert max(arguments.values()) < 16 * 1024, arguments
+    assert len(json.dumps(job.pipeline_job)) < 128 * 1024
+    place = tasks_of(spec)["ImageExampleGen"]["inputs"]["parameters"]["classes_file"]
+    (content,) = uploaded.values()
+    assert json.loads(uploaded[place["runtimeValue"]["constant"]]) == json.loads(content)
+    assert json.loads(content)["labels"] == labels
+    assert json.loads(content)["class_map"]["n00021840"] == 21_840
 
 
 def test_every_task_may_be_given_resources() -> None:
