@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
 from isthmus.serving import admin_page, routing
+from isthmus.serving.config import ServingConfig
 from isthmus.serving.errors import RequestError
 from isthmus.serving.http_body import ClientGoneError, TooLargeError, read_body
-from isthmus.serving.http_server import Application, Headers, Receive, Send, respond
+from isthmus.serving.http_server import Application, Headers, HttpServer, Receive, Send, respond
 from isthmus.serving.metrics import CONTENT_TYPE, Metrics
 from isthmus.serving.security import ApiTokens
 from isthmus.serving.status import Code, http_status
@@ -23,7 +24,7 @@ from isthmus.serving.status import Code, http_status
 if TYPE_CHECKING:
     from isthmus.serving.admin_api import AdminApi
 
-__all__ = ["admin_application"]
+__all__ = ["admin_application", "admin_server"]
 
 logger = logging.getLogger(__name__)
 
@@ -142,3 +143,19 @@ async def _prediction(
         return 413, json.dumps({"error": f"the image exceeds {_MAX_IMAGE_BYTES} bytes"}).encode()
     except ClientGoneError:
         return 499, b""
+
+
+def admin_server(config: ServingConfig) -> HttpServer:
+    """The admin pages' port, bound at once.
+
+    Raises:
+        PortTakenError: or the address is unusable.
+    """
+    assert config.admin_port is not None
+    return HttpServer(
+        host=config.host,
+        port=config.admin_port,
+        what="the admin pages",
+        flags="--admin_port and --host",
+        drain_seconds=1,
+    )

@@ -17,6 +17,7 @@ from isthmus.serving.access_log import AccessLog
 from isthmus.serving.config import ServingConfig
 from isthmus.serving.errors import RequestError, ServingError
 from isthmus.serving.metrics import Metrics
+from isthmus.serving.ports import bound_socket, port_taken
 from isthmus.serving.security import ApiTokens, TokenInterceptor, check_reload_peer, read_tls
 from isthmus.serving.status import Code
 from isthmus.serving.tracing import Tracing
@@ -29,6 +30,7 @@ logger = logging.getLogger(__name__)
 Handler = Callable[[Any, grpc.ServicerContext], Any]
 
 _MAX_MESSAGE_BYTES = 2**31 - 1
+_PORT_FLAGS = "--port and --host"
 # grpc_status_util.cc: longer texts would not fit into HTTP/2 trailers.
 _MAX_DETAILS = 1024
 # A call that leaves itself more time than this has no deadline; gRPC says so with 292 billion years.
@@ -39,10 +41,11 @@ _GRPC_CODES = {int(code.value[0]): code for code in grpc.StatusCode}
 
 
 class GrpcEdge:
-    """A gRPC server whose port is bound at once (so that a port in use is known before anything is loaded).
+    """A gRPC server whose port is bound at once and open from `start` on.
 
     Raises:
-        ServingError: the port is taken or the address unusable.
+        PortTakenError: or the address is unusable.
+        ServingError: the TLS configuration is.
     """
 
     def __init__(
@@ -74,24 +77,18 @@ class GrpcEdge:
         )
         self._health: grpc_extras.Health | None = None
         self._stopped: threading.Event | None = None
-        host = f"[{config.host}]" if ":" in config.host else config.host
-        self.port = self._listen(f"{host}:{config.port}", "--port and --host")
-        if config.grpc_socket_path:
-            self._listen(f"unix:{config.grpc_socket_path}", "--grpc_socket_path")
+        # gRPC listens as soon as it has a port, and a connection would wait for the models in the kernel's queue.
+        self._kept = bound_socket(config.host, config.port, what="gRPC", flags=_PORT_FLAGS)
+        self.port: int = self._kept.getsockname()[1]
 
-    def _listen(self, address: str, flags: str) -> int:
+    def _listen(self, address: str, flags: str) -> None:
         try:
-            port: int = (
+            if self._credentials is None:
                 self._server.add_insecure_port(address)
-                if self._credentials is None
-                else self._server.add_secure_port(address, self._credentials)
-            )
+            else:
+                self._server.add_secure_port(address, self._credentials)
         except RuntimeError as error:
-            raise ServingError(
-                f"cannot listen on {address} for gRPC: it is in use or not this machine's; choose another "
-                f"with {flags}"
-            ) from error
-        return port
+            raise port_taken(address, "gRPC", flags, "it is in use or not this machine's") from error
 
     def add(self, service: Any) -> None:
         """Register a `service.Service`; the port opens with `start`."""
@@ -143,7 +140,17 @@ class GrpcEdge:
             self._add_service(profiler.SERVICE, profiling)
 
     def start(self) -> None:
-        """Serve what was added."""
+        """Open the port and serve what was added.
+
+        Raises:
+            PortTakenError: by one that was bound before this one was and listens since; or the UNIX socket cannot be
+                made.
+        """
+        host = f"[{self._config.host}]" if ":" in self._config.host else self._config.host
+        self._listen(f"{host}:{self.port}", _PORT_FLAGS)
+        self._kept.close()
+        if self._config.grpc_socket_path:
+            self._listen(f"unix:{self._config.grpc_socket_path}", "--grpc_socket_path")
         self._server.start()
 
     def _counted(self, api: str, call: Callable[..., Any]) -> Handler:
@@ -251,6 +258,7 @@ class GrpcEdge:
         once."""
         if self._health is not None:
             self._health.stop()
+        self._kept.close()
         if self._stopped is None:
             self._stopped = self._server.stop(drain_seconds)
 

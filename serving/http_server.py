@@ -10,8 +10,9 @@ from typing import Any
 
 import uvicorn
 
-from isthmus.serving.errors import PortTakenError, ServingError
+from isthmus.serving.errors import ServingError
 from isthmus.serving.http_limits import HttpLimits, limited_protocol
+from isthmus.serving.ports import bound_socket, port_taken
 
 __all__ = ["Application", "Headers", "HttpServer", "Message", "Receive", "Send", "respond"]
 
@@ -55,15 +56,10 @@ class HttpServer:
         limits: HttpLimits = _DEFAULT_LIMITS,
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        self._taken = (
-            f"cannot listen on {host}:{port} for {what}: {{reason}}; choose another with {flags}"
-        ).format
-        self._socket = _new_socket(host)
-        try:
-            self._socket.bind((host, port))
-        except OSError as error:
-            self._socket.close()
-            raise PortTakenError(self._taken(reason=error.strerror or error)) from error
+        self._socket = bound_socket(host, port, what=what, flags=flags)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNACKNOWLEDGED_MS)
+        self._what, self._flags = what, flags
         self.port: int = self._socket.getsockname()[1]
         self._drain_seconds = drain_seconds
         self._limits = limits
@@ -80,7 +76,10 @@ class HttpServer:
         try:
             self._socket.listen(_MAX_WAITING_CONNECTIONS)
         except OSError as error:
-            raise PortTakenError(self._taken(reason=error.strerror or error)) from error
+            host, port = self._socket.getsockname()[:2]
+            raise port_taken(
+                f"{host}:{port}", self._what, self._flags, error.strerror or str(error)
+            ) from error
 
     def start(self, application: Application) -> None:
         """Serve; returns when the socket accepts."""
@@ -122,17 +121,6 @@ class _Server(uvicorn.Server):
 
     def install_signal_handlers(self) -> None:
         return
-
-
-def _new_socket(host: str) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # asyncio switches Nagle's algorithm off where a socket says that it is TCP's, and this one must say so: else an
-    # answer's body waits 40 ms for the acknowledgement of its head.
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNACKNOWLEDGED_MS)
-    return listener
 
 
 async def respond(send: Send, status: int, content: bytes, headers: Headers) -> None:

@@ -17,12 +17,11 @@ from typing import TYPE_CHECKING
 
 from isthmus.serving import model_config
 from isthmus.serving.access_log import AccessLog
-from isthmus.serving.admin import admin_application
+from isthmus.serving.admin import admin_application, admin_server
 from isthmus.serving.batching_parameters import BatchingParameters, read_parameters
 from isthmus.serving.config import ServingConfig
 from isthmus.serving.errors import PortTakenError, RequestError, ServingError
 from isthmus.serving.grpc_edge import GrpcEdge
-from isthmus.serving.http_server import HttpServer
 from isthmus.serving.metrics import DEFAULT_PATH, Metrics
 from isthmus.serving.prediction_log import PredictionLog
 from isthmus.serving.private_messages import message_class
@@ -88,7 +87,7 @@ class EmbeddedServer:
         self._grpc = GrpcEdge(config, self._metrics, self._tokens, self._access_log, self._tracing)
         try:
             self._rest = self._bound_rest(metrics_path)
-            self._admin = None if config.admin_port is None else _admin_server(config)
+            self._admin = None if config.admin_port is None else admin_server(config)
         except ServingError:
             self._grpc.stop(0)
             raise
@@ -334,17 +333,6 @@ def configured_metrics_path(config: ServingConfig) -> str | None:
     if not monitoring.prometheus_config.enable:
         return None
     return str(monitoring.prometheus_config.path) or DEFAULT_PATH
-
-
-def _admin_server(config: ServingConfig) -> HttpServer:
-    assert config.admin_port is not None
-    return HttpServer(
-        host=config.host,
-        port=config.admin_port,
-        what="the admin pages",
-        flags="--admin_port and --host",
-        drain_seconds=1,
-    )
 
 
 def serve(config: ServingConfig) -> None:

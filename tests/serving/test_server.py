@@ -229,6 +229,33 @@ def test_invalid_model_config_file(tmp_path: Path) -> None:
     assert f"error: Invalid protobuf file: '{config}': {parser}: 1:30" in run.stderr
 
 
+def test_no_port_is_open_before_a_version_is_available(models_root: Path, tmp_path: Path) -> None:
+    """Who waits for an open port, as many do, waits for the model."""
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
+        ports = one.getsockname()[1], other.getsockname()[1]
+    flags = [f"--port={ports[0]}", f"--rest_api_port={ports[1]}", "--file_system_poll_wait_seconds=0.1"]
+    log, base = tmp_path / "log", tmp_path / "base"
+    process = ServerProcess("half", base, flags=flags, log_path=log)
+    refused: list[int] = []
+
+    def push_late() -> None:
+        while not log.exists() or "Could not find base path" not in log.read_text():
+            time.sleep(0.05)
+        for port in ports:
+            with contextlib.suppress(ConnectionRefusedError):
+                socket.create_connection(("127.0.0.1", port)).close()
+                continue
+            refused.append(port)
+        base.mkdir()
+        push(models_root / "half_plus_n" / "1", base, "1")
+
+    pusher = threading.Thread(target=push_late, daemon=True)
+    pusher.start()
+    with process, GrpcClient(port=ports[0]) as client:
+        assert client.predict("half", {"x": X})["y"].tolist() == [1.5, 2.0]
+    assert refused == list(ports)
+
+
 def test_who_is_answered_on_one_port_finds_the_other_open(models_root: Path) -> None:
     """The original's own tests wait for gRPC and then use both."""
     with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
