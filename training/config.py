@@ -118,7 +118,7 @@ class ModelConfig:
     std: tuple[float, float, float] | None = None
     """Per channel, of pixels scaled to 0..1."""
 
-    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] | None = None
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"] | None = None
     """Of the evaluation transform's resize."""
 
     crop_pct: float | None = None

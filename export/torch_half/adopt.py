@@ -85,26 +85,8 @@ def _adopt_timm(origin: dict[str, Any], target: Path) -> _Adopted:
     args = dict(origin["args"])
     if "input_size" in given and known is not None and known.fixed_input_size:
         args = {"img_size": given["input_size"][1:], **args}
-    file = Path(origin["weights"]) if origin["weights"] else None
-    said, facts = [], {"kind": "timm", "architecture": architecture, "file": None, "file_sha256": None}
-    if file is None:
-        model = _build(architecture, args, pretrained=True)
-        facts["weights"] = "timm's pretrained weights"
-    else:
-        state, wrapper = weights_files.read_state_dict(file)
-        classes = weights_files.num_classes(state, known.classifier if known is not None else None)
-        model = _build(base, {**args, **({"num_classes": classes} if classes else {})}, pretrained=False)
-        _check_is_classifier(model, architecture)
-        called = f"{base} with {model.num_classes} classes"
-        renamed = weights_files.load_into(model, state, file=file, called=called)
-        facts |= {
-            "file": str(file.resolve()),
-            "file_sha256": sha256_file(file),
-            "wrapper": wrapper,
-            "renamed_by_timm": renamed,
-        }
-        said.append(f"{len(state)} tensors of {file} fit {called}{f' (from {wrapper!r})' if wrapper else ''}")
-    _check_is_classifier(model, architecture)
+    classifier = known.classifier if known is not None else None
+    model, facts, said = _timm_model(origin, args, classifier=classifier)
     resolved = resolve_data_config(given, model=model)
     preprocessing = {key: _plain(resolved[key]) for key in _KEYS}
     labels = _labels(origin, model.num_classes, cfg=dict(model.pretrained_cfg))
@@ -126,13 +108,39 @@ def _adopt_timm(origin: dict[str, Any], target: Path) -> _Adopted:
     record = {
         "name": base,
         "args": args,
-        "pretrained_tag": None if file else (model.pretrained_cfg or {}).get("tag"),
+        "pretrained_tag": None if origin["weights"] else (model.pretrained_cfg or {}).get("tag"),
         "num_classes": model.num_classes,
         "input_size": preprocessing["input_size"],
         "head": origin["head"] or "single_label",
         "labels": labels,
     }
     return record, preprocessing, target / "model.safetensors", facts, said
+
+
+def _timm_model(
+    origin: dict[str, Any], args: dict[str, Any], *, classifier: str | tuple[str, ...] | None
+) -> tuple[torch.nn.Module, dict[str, Any], list[str]]:
+    """(model with its weights, facts, lines for the user); `classifier` is how timm calls the last layer."""
+    architecture = origin["architecture"]
+    facts = {"kind": "timm", "architecture": architecture, "file": None, "file_sha256": None}
+    if not origin["weights"]:
+        model = _build(architecture, args, pretrained=True)
+        _check_is_classifier(model, architecture)
+        return model, {**facts, "weights": "timm's pretrained weights"}, []
+    file, base = Path(origin["weights"]), architecture.partition(".")[0]
+    state, wrapper = weights_files.read_state_dict(file)
+    classes = weights_files.num_classes(state, classifier)
+    model = _build(base, {**args, **({"num_classes": classes} if classes else {})}, pretrained=False)
+    _check_is_classifier(model, architecture)
+    called = f"{base} with {model.num_classes} classes"
+    facts |= {
+        "file": str(file.resolve()),
+        "file_sha256": sha256_file(file),
+        "wrapper": wrapper,
+        "renamed_by_timm": weights_files.load_into(model, state, file=file, called=called),
+    }
+    said = f"{len(state)} tensors of {file} fit {called}{f' (from {wrapper!r})' if wrapper else ''}"
+    return model, facts, [said]
 
 
 def _check_is_classifier(model: torch.nn.Module, architecture: str) -> None:
