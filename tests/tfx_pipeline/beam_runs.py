@@ -14,17 +14,19 @@ import pytest
 import tensorflow as tf
 from google.protobuf import json_format
 from PIL import Image
+from tfx.components.statistics_gen import executor as statistics_gen
 from tfx.dsl.components.base import base_beam_executor
 from tfx.types import standard_artifacts
 
 from isthmus.lineage.files import canonical_json
-from isthmus.tfx_pipeline import classes, evaluator
+from isthmus.tfx_pipeline import classes, evaluator, image_example_gen
 from isthmus.tfx_pipeline.beam_options import beam_args
 from isthmus.tfx_pipeline.champion_resolver import HAS_MODEL
 from isthmus.tfx_pipeline.config import EvaluationGate
 from isthmus.tfx_pipeline.predict import predict
 
 LABELS = ["blue", "green", "red"]
+SPLITS = ("train", "val", "test")
 HERE = beam_args(workers=1)
 
 
@@ -99,6 +101,27 @@ def numbers_of(folder: Path) -> dict[str, Any]:
         )
         for feature in statistics.datasets[0].features
     }
+
+
+def ingested(args: list[str], images: Path, folder: Path) -> tuple[dict[str, Any], Any, dict[str, Any]]:
+    """What ImageExampleGen and StatisticsGen make of images with their own splits: the records and the numbers of each
+    split, and between them the report."""
+    examples, statistics = examples_at(folder / "examples"), standard_artifacts.ExampleStatistics()
+    statistics.uri = str(folder / "statistics")
+    properties = example_gen_properties(images)
+    run_beam(image_example_gen.Executor, args, {}, {"examples": examples}, properties)
+    run_beam(
+        statistics_gen.Executor,
+        args,
+        {"examples": examples},
+        {"statistics": statistics},
+        {"exclude_splits": "[]"},
+    )
+    return (
+        {split: records(Path(examples.uri, f"Split-{split}")) for split in SPLITS},
+        json.loads(Path(examples.uri, "report.json").read_text()),
+        {split: numbers_of(Path(statistics.uri, f"Split-{split}")) for split in SPLITS},
+    )
 
 
 def evaluated(

@@ -28,18 +28,15 @@ from beam_runs import (
     HERE,
     about,
     evaluated,
-    example_gen_properties,
     examples_at,
     images_below,
-    numbers_of,
+    ingested,
     predictions,
-    records,
     run_beam,
 )
 from tfx.components.statistics_gen import executor as statistics_gen
 from tfx.types import standard_artifacts
 
-from isthmus.tfx_pipeline import image_example_gen
 from isthmus.tfx_pipeline.beam_options import engine_args
 
 IMAGE = "registry.example/isthmus:1"
@@ -172,24 +169,10 @@ def options(cloud: Cloud) -> list[str]:
 @pytest.mark.slow
 def test_the_same_examples_and_statistics_as_in_memory(cloud: Cloud, tmp_path: Path) -> None:
     root = images_below(tmp_path / "images", 20)
-    results = {}
-    for name, args in (("here", HERE), ("elsewhere", options(cloud))):
-        examples = examples_at(tmp_path / name / "examples")
-        statistics = standard_artifacts.ExampleStatistics()
-        statistics.uri = str(tmp_path / name / "statistics")
-        run_beam(image_example_gen.Executor, args, {}, {"examples": examples}, example_gen_properties(root))
-        run_beam(
-            statistics_gen.Executor,
-            args,
-            {"examples": examples},
-            {"statistics": statistics},
-            {"exclude_splits": "[]"},
-        )
-        results[name] = (
-            {split: records(Path(examples.uri, f"Split-{split}")) for split in ("train", "val", "test")},
-            json.loads(Path(examples.uri, "report.json").read_text()),
-            {split: numbers_of(Path(statistics.uri, f"Split-{split}")) for split in ("train", "val", "test")},
-        )
+    results = {
+        name: ingested(args, root, tmp_path / name)
+        for name, args in (("here", HERE), ("elsewhere", options(cloud)))
+    }
     assert [len(found) for found in results["here"][0].values()] == [60, 60, 60]
     assert results["elsewhere"] == results["here"]
     assert len(cloud.jobs) == 2

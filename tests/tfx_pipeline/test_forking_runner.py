@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 from collections.abc import Callable
@@ -17,49 +16,23 @@ from beam_runs import (
     HERE,
     about,
     evaluated,
-    example_gen_properties,
-    examples_at,
     images_below,
-    numbers_of,
+    ingested,
     predictions,
-    records,
-    run_beam,
 )
-from tfx.components.statistics_gen import executor as statistics_gen
-from tfx.types import standard_artifacts
 
-from isthmus.tfx_pipeline import fork_server, image_example_gen
+from isthmus.tfx_pipeline import fork_server
 from isthmus.tfx_pipeline.beam_options import beam_args, start_early
 
 TWO = beam_args(workers=2)
-SPLITS = ("train", "val", "test")
 
 
 @pytest.mark.slow
 def test_the_same_examples_and_statistics_as_of_one(tmp_path: Path) -> None:
     root = images_below(tmp_path / "images", 100)
-    results = {}
-    for name, options in (("one", HERE), ("two", TWO)):
-        examples, statistics = (
-            examples_at(tmp_path / name / "examples"),
-            standard_artifacts.ExampleStatistics(),
-        )
-        statistics.uri = str(tmp_path / name / "statistics")
-        run_beam(
-            image_example_gen.Executor, options, {}, {"examples": examples}, example_gen_properties(root)
-        )
-        run_beam(
-            statistics_gen.Executor,
-            options,
-            {"examples": examples},
-            {"statistics": statistics},
-            {"exclude_splits": "[]"},
-        )
-        results[name] = (
-            {split: records(Path(examples.uri, f"Split-{split}")) for split in SPLITS},
-            json.loads(Path(examples.uri, "report.json").read_text()),
-            {split: numbers_of(Path(statistics.uri, f"Split-{split}")) for split in SPLITS},
-        )
+    results = {
+        name: ingested(options, root, tmp_path / name) for name, options in (("one", HERE), ("two", TWO))
+    }
     assert [len(found) for found in results["one"][0].values()] == [300, 300, 300]
     assert results["two"] == results["one"]
 

@@ -29,13 +29,11 @@ from beam_runs import (
     example_gen_properties,
     examples_at,
     images_below,
-    numbers_of,
+    ingested,
     predictions,
     records,
     run_beam,
 )
-from tfx.components.statistics_gen import executor as statistics_gen
-from tfx.types import standard_artifacts
 
 from isthmus.tfx_pipeline import image_example_gen
 from isthmus.tfx_pipeline.beam_options import engine_args
@@ -125,28 +123,10 @@ def engine(tmp_path: Path) -> Iterator[Callable[[], tuple[Process, Process, list
 def test_the_same_examples_and_statistics_as_in_memory(engine: Any, tmp_path: Path) -> None:
     root = images_below(tmp_path / "images", 20)
     _, pool, args = engine()
-    results = {}
-    for name, options in (("here", HERE), ("elsewhere", args)):
-        examples, statistics = (
-            examples_at(tmp_path / name / "examples"),
-            standard_artifacts.ExampleStatistics(),
-        )
-        statistics.uri = str(tmp_path / name / "statistics")
-        run_beam(
-            image_example_gen.Executor, options, {}, {"examples": examples}, example_gen_properties(root)
-        )
-        run_beam(
-            statistics_gen.Executor,
-            options,
-            {"examples": examples},
-            {"statistics": statistics},
-            {"exclude_splits": "[]"},
-        )
-        results[name] = (
-            {split: records(Path(examples.uri, f"Split-{split}")) for split in ("train", "val", "test")},
-            json.loads(Path(examples.uri, "report.json").read_text()),
-            {split: numbers_of(Path(statistics.uri, f"Split-{split}")) for split in ("train", "val", "test")},
-        )
+    results = {
+        name: ingested(options, root, tmp_path / name)
+        for name, options in (("here", HERE), ("elsewhere", args))
+    }
     assert [len(found) for found in results["here"][0].values()] == [60, 60, 60]
     assert results["elsewhere"] == results["here"]
     # The work was done by processes that the pool started.
