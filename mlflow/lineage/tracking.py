@@ -6,10 +6,12 @@ MLflow is imported by the functions, never by this module (1.5 s). LoggedModels 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import logging
 import os
 import re
+import shutil
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -81,7 +83,7 @@ def connect(home: Path, tracking_uri: str | None = None) -> mlflow.MlflowClient:
 
     The store is `tracking_uri`, else the environment variable MLFLOW_TRACKING_URI (as everywhere in MLflow),
     else `<home>/mlflow.db`. Touches the network only when the URI does. The first connection to a new SQLite
-    file creates its tables (2 s, once).
+    file creates its tables (2 s, once), whole or not at all.
 
     Raises LineageError when the store cannot be opened, with what to do.
     """
@@ -101,6 +103,7 @@ def connect(home: Path, tracking_uri: str | None = None) -> mlflow.MlflowClient:
     else:
         os.environ["MLFLOW_TRACKING_URI"] = before
     try:
+        _create_sqlite(uri)
         client = mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
         client.get_experiment("0")
     except mlflow.MlflowException as error:
@@ -109,6 +112,39 @@ def connect(home: Path, tracking_uri: str | None = None) -> mlflow.MlflowClient:
     except Exception as error:
         raise LineageError(_cannot_open(uri, error)) from error
     return client
+
+
+def _create_sqlite(uri: str) -> None:
+    """A new SQLite store's tables, made beside it and renamed.
+
+    MLflow migrates a new file in some sixty transactions; killed between two of them it leaves a file that it
+    will never open again ("out-of-date database schema").
+    """
+    match = re.fullmatch(r"sqlite:///([^?]+)", uri)
+    if match is None or match[1] == ":memory:" or Path(match[1]).exists():
+        return
+    from mlflow.store.db.utils import _initialize_tables, create_sqlalchemy_engine
+
+    path = Path(match[1])
+    if not path.parent.is_dir():
+        return
+    # The folder itself is the lock: a file would stay in it.
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        if path.exists():
+            return
+        # A folder of its own: a killed predecessor may have left a journal beside its file.
+        staging = path.with_name(f".{path.name}.new")
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir()
+        engine = create_sqlalchemy_engine(f"sqlite:///{staging / path.name}")
+        _initialize_tables(engine)
+        engine.dispose()
+        (staging / path.name).rename(path)
+        staging.rmdir()
+    finally:
+        os.close(folder)
 
 
 def _cannot_open(uri: str, error: Exception) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import threading
@@ -109,6 +110,36 @@ def test_a_store_that_cannot_be_opened_is_one_clear_line(tmp_path):
         LineageError, match=r"cannot open the MLflow store sqlite:.*not a database.*--tracking-uri"
     ):
         tracking.connect(tmp_path)
+
+
+_KILLED_BY_ITSELF = """
+import os, signal, sys
+from pathlib import Path
+from sqlalchemy import Engine, event
+from isthmus.lineage import tracking
+
+left = int(sys.argv[2])
+
+@event.listens_for(Engine, "before_cursor_execute")
+def count(*_):
+    global left
+    left -= 1
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+tracking.connect(Path(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize("statements", [2, 400])
+def test_killed_while_the_store_is_made_the_next_one_makes_it(tmp_path, statements):
+    home = tmp_path / "home"
+    killed = subprocess.run([sys.executable, "-c", _KILLED_BY_ITSELF, str(home), str(statements)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert [path.name for path in home.iterdir()] == [".mlflow.db.new"]
+    client = tracking.connect(home)
+    assert client.get_experiment("0").name == "Default"
+    assert [path.name for path in home.iterdir()] == ["mlflow.db"]
 
 
 def test_a_password_is_never_in_the_text():
