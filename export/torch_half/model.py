@@ -22,7 +22,8 @@ def load_model(checkpoint: Checkpoint, *, exportable: bool) -> torch.nn.Module:
     Args:
         checkpoint: Read by `checkpoint.read`.
         exportable: False: exactly what training evaluated. True: timm's layers in their exportable form
-            (static padding, no scripted activations, attention written out), for a tracer.
+            (static padding, no scripted activations, attention written out), for a tracer; and what timm has no
+            such form of, in one of ours (exportable.py).
 
     Raises:
         ExportError: timm does not know the model, or the weights do not fit it.
@@ -52,7 +53,13 @@ def load_model(checkpoint: Checkpoint, *, exportable: bool) -> torch.nn.Module:
         raise ExportError(
             f"{checkpoint.weights} does not fit {name}: {' '.join(line.strip() for line in text)}"
         ) from error
-    return model.float().eval()
+    model = model.float().eval()
+    if exportable:
+        # timm's layers are imported only where they are needed, as timm is.
+        from isthmus.export.torch_half.exportable import replace_unexportable
+
+        replace_unexportable(model)
+    return model
 
 
 def logits(model: torch.nn.Module, images: np.ndarray, *, num_classes: int) -> np.ndarray:
