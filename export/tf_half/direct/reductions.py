@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -25,18 +26,38 @@ _REDUCTIONS: dict[str, tuple[Callable[..., Any], int]] = {
     "ReduceLogSumExp": (tf.reduce_logsumexp, 18),
 }
 
+# What is the same done axis after axis.
+_STEPWISE = (tf.reduce_sum, tf.reduce_mean, tf.reduce_max, tf.reduce_min, tf.reduce_prod)
+
 
 def reduce_value(x: Value, axes: list[int], keepdims: bool, function: Callable[..., Any]) -> Value:
     """Reduce logical axes in whatever order the value is stored."""
     reduced = {axis % x.rank for axis in axes}
     tensor = x.tensor if x.constant is None else x.logical()
     stored = sorted(x.axis(axis) for axis in reduced)
-    result = function(tensor, axis=stored, keepdims=keepdims)
+    if function in _STEPWISE and x.dtype.is_floating:
+        result = _run_by_run(function, tensor, stored, keepdims)
+    else:
+        result = function(tensor, axis=stored, keepdims=keepdims)
     if keepdims:
         return Value.of(result, x.order)
     left = [axis for axis in x.order if axis not in reduced]
     rank_of = {axis: position for position, axis in enumerate(sorted(left))}
     return Value.of(result, [rank_of[axis] for axis in left])
+
+
+def _run_by_run(function: Callable[..., Any], tensor: Any, axes: list[int], keepdims: bool) -> Any:
+    """Reduce sorted axes, those that lie side by side at once.
+
+    Asked for [1, 2, 4] at once, as the groups of channels-last features need, TensorFlow adds one number after the
+    other: 5e-6 away from the mean of 200,000, and slower than two steps, which are 1e-7 away.
+    """
+    starts = [place for place, axis in enumerate(axes) if not place or axis != axes[place - 1] + 1]
+    if len(starts) <= 1:
+        return function(tensor, axis=axes, keepdims=keepdims)
+    for start, end in itertools.pairwise([*starts, len(axes)]):
+        tensor = function(tensor, axis=axes[start:end], keepdims=True)
+    return tensor if keepdims else tf.squeeze(tensor, axis=axes)
 
 
 def _register(op_type: str, function: Callable[..., Any], axes_input_since: int) -> None:
