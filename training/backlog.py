@@ -10,7 +10,7 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -39,7 +39,7 @@ class Backlog:
         """Make the call after all that wait; where the server does not answer, let it wait as well."""
         self.waiting.append(call)
         try:
-            with _environment(IMPATIENT):
+            with impatient():
                 self._work_off()
         except Exception as problem:
             if not unreachable(problem):
@@ -59,7 +59,7 @@ class Backlog:
         deadline, pause = time.monotonic() + patience, 1.0
         while True:
             try:
-                with _environment(IMPATIENT):
+                with impatient():
                     self._work_off()
                 return call()
             except Exception as problem:
@@ -96,9 +96,10 @@ def unreachable(problem: BaseException) -> bool:
 
 
 @contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update({name: value for name, value in values.items() if before[name] is None})
+def impatient() -> Iterator[None]:
+    """MLflow gives up soon inside, in every thread; settings of your own stay."""
+    before = {name: os.environ.get(name) for name in IMPATIENT}
+    os.environ.update({name: value for name, value in IMPATIENT.items() if before[name] is None})
     try:
         yield
     finally:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from isthmus.lineage.files import publish_directory, staging_directory
 from isthmus.lineage.source import git_state, library_versions
 from isthmus.training import checkpoint as checkpoints
+from isthmus.training import system_metrics
 from isthmus.training.config import DataConfig, ModelConfig, TrainConfig
 from isthmus.training.data import PreparedData, find, prepare
 from isthmus.training.disk import no_space_is_one_line, replace_lock
@@ -226,12 +227,13 @@ def _run(
         for epoch, metrics in enumerate(progress.history):
             run.epoch(epoch, metrics)
         progress.run_id = run.run_id
-        fit.run(
-            progress,
-            save=lambda progress: job.unfinished.save(fit.task, fit.optimizer, fit.scaler, progress),
-            report=run.epoch,
-        )
-        metrics = fit.test(progress)
+        with system_metrics.recorded(run.run_id, tracking_uri=run.tracking_uri):
+            fit.run(
+                progress,
+                save=lambda progress: job.unfinished.save(fit.task, fit.optimizer, fit.scaler, progress),
+                report=run.epoch,
+            )
+            metrics = fit.test(progress)
         figures = fit.pictures()
         folder = _publish(
             job, fit.best_model(progress), progress, metrics, run=run, checkpoint_id=checkpoint_id

@@ -89,6 +89,7 @@ def test_training_goes_on_while_the_server_is_away_and_the_record_catches_up(
             back.start()
 
     monkeypatch.setattr(Run, "epoch", interrupted)
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
     with caplog.at_level(logging.WARNING, logger="isthmus"):
         result = module.train(
             name="away",
@@ -103,7 +104,8 @@ def test_training_goes_on_while_the_server_is_away_and_the_record_catches_up(
         )
     back.join()
     assert seen == [(0, 0), (1, 1), (2, 2), (3, 3)]
-    assert caplog.text.count("does not answer; training goes on") == 1
+    # Once of the epochs, once of the machine's metrics.
+    assert caplog.text.count("does not answer; training goes on") == 2
     client = tracking.connect(tmp_path / "home", server.uri)
     (run,) = client.search_runs([client.get_experiment_by_name("away").experiment_id])
     assert run.info.status == "FINISHED"
@@ -111,6 +113,9 @@ def test_training_goes_on_while_the_server_is_away_and_the_record_catches_up(
     assert sorted(each.step for each in history) == [0, 1, 2, 3]
     # Each at the time at which it happened, not at the time of the catching up.
     assert len({each.timestamp for each in history}) == 4
+    samples = client.get_metric_history(run.info.run_id, "system/system_memory_usage_megabytes")
+    assert sorted(each.step for each in samples) == list(range(len(samples)))
+    assert min(each.timestamp for each in samples) < history[1].timestamp < samples[-1].timestamp
     names = {each.path for each in client.list_artifacts(run.info.run_id, "pictures")}
     assert names >= {"pictures/confusion_matrix.png", "pictures/train_batch.png"}
     assert run.outputs.model_outputs

@@ -149,7 +149,8 @@ def test_mlflow_has_the_run_its_metrics_and_the_model(trained: tuple[Path, Train
     assert run.data.tags["isthmus.weights_sha256"] == content["weights_sha256"]
     history = client.get_metric_history(run.info.run_id, "val_top1")
     assert [point.step for point in history if point.model_id is None][:2] == [0, 1]
-    for metric in ("train_loss", "val_loss", "lr", "images_per_second", "test_top1"):
+    machine = ("system/cpu_utilization_percentage", "system/system_memory_usage_megabytes")
+    for metric in ("train_loss", "val_loss", "lr", "images_per_second", "test_top1", *machine):
         assert metric in run.data.metrics
     (used,) = run.inputs.dataset_inputs
     assert used.dataset.name == "colours"
