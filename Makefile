@@ -162,6 +162,7 @@ format: build/.linked ## let ruff rewrite what lint would refuse
 bench: build/.linked ## measure, and write docs/benchmarks.md
 	@$(PY) benchmarks/path.py
 	@$(PY) benchmarks/training.py
+	@$(PY) benchmarks/training_gpu.py
 	@$(PY) benchmarks/bridge.py
 	@$(PY) benchmarks/bridge_preprocessing.py
 	@$(PY) benchmarks/serving.py

@@ -1,10 +1,11 @@
 """Trains a recipe by `isthmus train`'s own loop and by a bare one, epoch by epoch in turns, and prints JSON.
 
-python benchmarks/training_worker.py speed RECIPE HOME EPOCHS [KEY=VALUE …]     (or under torchrun)
+python benchmarks/training_worker.py speed RECIPE HOME EPOCHS [KEY=VALUE …]     (or under torchrun; on a GPU, if any)
 python benchmarks/training_worker.py first-step bare|isthmus RECIPE HOME [KEY=VALUE …]
 
 The bare loop is what one would write down: the same timm model, loader and optimizer, timm's moving average, the same
-criterion, and nothing else. `first-step` gives the seconds from the start of the process to the end of the first step.
+criterion, autocast and torch.compile, and nothing else. `first-step` gives the seconds from the start of the process to
+the end of the first step.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import dataclasses
 import json
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -48,18 +50,24 @@ class BareLoop:
 
         from isthmus.training import loaders
         from isthmus.training.model import create_model, data_config
+        from isthmus.training.settings import resolve_device
 
         train = recipe.train
         if train.threads is not None:
             torch.set_num_threads(train.threads)
         assert timm
-        self.model = create_model(recipe.model, num_classes=len(data.classes))
+        self.device = resolve_device(train.device)
+        self.bf16 = train.precision == "bf16"
+        self.model = create_model(recipe.model, num_classes=len(data.classes)).to(self.device)
         preprocessing = data_config(self.model, recipe.model)
         if train.channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)
-        self.ema = ModelEmaV3(self.model, decay=train.ema_decay)
+        self.ema = ModelEmaV3(self.model, decay=train.ema_decay) if train.ema_decay is not None else None
+        self.forward = self.model
+        if train.compile is not None:
+            self.forward = torch.compile(self.model, backend=train.compile, mode=train.compile_mode)
         if world_size > 1:
-            self.model = torch.nn.parallel.DistributedDataParallel(self.model)
+            self.model = self.forward = torch.nn.parallel.DistributedDataParallel(self.model)
         self.channels_last = train.channels_last
         self.optimizer = create_optimizer_v2(
             self.model, opt=train.optimizer, lr=train.lr, weight_decay=train.weight_decay
@@ -69,12 +77,13 @@ class BareLoop:
             torch.nn.Identity(), criterion_kwargs=arguments, verbose=False
         ).criterion
         images = loaders.dataset(data, "train")
-        self.labels = images.reader.labels()
+        self.labels = images.reader.labels().to(self.device)
+        self.loss_sum = torch.zeros((), device=self.device)
         self.loader = loaders.train_loader(
             images,
             preprocessing=preprocessing,
             config=train,
-            device=torch.device("cpu"),
+            device=self.device,
             world_size=world_size,
         )
 
@@ -89,6 +98,7 @@ class BareLoop:
             self.step(images, numbers)
             seen += len(numbers)
             last = time.perf_counter()
+        self.loss_sum.item()
         seconds = time.perf_counter() - started
         shares = {"starting": waits[0] / seconds, "waiting": sum(waits[1:]) / seconds}
         return {"images_per_second": seen / seconds, **shares}
@@ -99,12 +109,14 @@ class BareLoop:
 
         if self.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
-        loss = self.criterion(self.model(images), self.labels[numbers])
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
+            loss = self.criterion(self.forward(images), self.labels[numbers])
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
-        self.ema.update(self.model)
-        loss.item()
+        if self.ema is not None:
+            self.ema.update(self.model)
+        self.loss_sum += loss.detach()
 
 
 def speed(recipe_file: str, home: str, epochs: str, *assignments: str) -> None:
@@ -122,17 +134,22 @@ def speed(recipe_file: str, home: str, epochs: str, *assignments: str) -> None:
         fit = Fit(model=recipe.model, train=train, data=data, world=world)
         bare = BareLoop(recipe, data, world_size=world.size)
 
+        gpu = GpuUse(bare.device)
+
         def report(_: int, metrics: dict[str, float]) -> None:
+            busy = gpu.share()
             told = bare.epoch()
             speeds = world.gather(told["images_per_second"])
             turns.append(
                 {
                     "isthmus": metrics["images_per_second"],
                     "bare": sum(speeds),
+                    "busy": busy,
                     "starting": told["starting"],
                     "waiting": told["waiting"],
                 }
             )
+            gpu.share()
 
         unfinished = Unfinished(folder=Path(folder) / "states", keep=train.keep_states)
 
@@ -144,6 +161,27 @@ def speed(recipe_file: str, home: str, epochs: str, *assignments: str) -> None:
         if world.is_first:
             # The first epochs warm up.
             print(json.dumps(turns[1:]))
+
+
+class GpuUse:
+    """How busy a GPU is, asked ten times a second; 0 on the CPU."""
+
+    def __init__(self, device: Any) -> None:
+        self.device, self.samples = device, [0.0]
+        if device.type == "cuda":
+            threading.Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self) -> None:
+        import torch
+
+        while True:
+            self.samples.append(torch.cuda.utilization(self.device) / 100)
+            time.sleep(0.1)
+
+    def share(self) -> float:
+        """The mean since the last call, 0 to 1."""
+        samples, self.samples = self.samples, [0.0]
+        return sum(samples) / max(1, len(samples) - 1)
 
 
 def first_step(which: str, recipe_file: str, home: str, *assignments: str) -> dict[str, float]:

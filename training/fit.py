@@ -18,7 +18,14 @@ from isthmus.training.memory import out_of_memory_is_one_line
 from isthmus.training.model import create_model, data_config, freeze, head_modules
 from isthmus.training.progress import progress_bar
 from isthmus.training.randomness import seed_for
-from isthmus.training.settings import check_precision, create_optimizer, create_scheduler, resolve_device
+from isthmus.training.settings import (
+    check_precision,
+    create_optimizer,
+    create_scheduler,
+    full_float32,
+    resolve_device,
+    use_tensor_cores,
+)
 from isthmus.training.task import create_mixup, create_task, synchronized, wrap_task
 from isthmus.training.unfinished import Progress
 
@@ -49,6 +56,7 @@ class Fit:
         self.config, self.data = train, data
         self.device = resolve_device(train.device, local_rank=self.world.local_rank)
         check_precision(train, self.device)
+        use_tensor_cores(self.device)
         seed_for("weights", seed=train.seed)
         net = create_model(model, num_classes=len(data.classes))
         freeze(net, train.freeze)
@@ -142,7 +150,7 @@ class Fit:
         run. What single-label models answered is kept for `pictures`."""
         assert progress.best is not None
         seen: list[tuple[Any, Any]] = []
-        with self._one_line_memory():
+        with self._one_line_memory(), full_float32():
             tested = evaluate(
                 self.task,
                 self.best_model(progress),
@@ -274,7 +282,7 @@ class Fit:
         return Trainer(
             task=self.task,
             loader=self.train_loader,
-            labels=self.images.reader.labels(),
+            labels=self.images.reader.labels().to(self.device),
             optimizer=self.optimizer,
             scheduler=None if self.config.step_on_epochs else self.scheduler,
             scaler=self.scaler,

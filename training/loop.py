@@ -29,7 +29,8 @@ class Trainer:
     task: TrainingTask
     loader: Any
     labels: torch.Tensor
-    """int64 [N], the class of each image number; float32 [N, C] for multi-label heads."""
+    """int64 [N], the class of each image number; float32 [N, C] for multi-label heads. On `device`, where the loader
+    puts the numbers: taken to the CPU, each step would wait for the one before."""
     optimizer: torch.optim.Optimizer
     scheduler: Any
     """timm's, stepped here once an update; None where it steps once an epoch, or not at all."""
@@ -85,7 +86,7 @@ class Trainer:
                 seed("fetch", batch=batch)
                 continue
             seed("step", batch=batch)
-            step = self._step(here, batch, images, numbers.cpu())
+            step = self._step(here, batch, images, numbers)
             if pending is not None:
                 self._check(pending)
             pending = step
@@ -122,7 +123,7 @@ class Trainer:
         schedule. Returns the loss, detached."""
         import torch
 
-        targets = self.labels[numbers].to(self.device, non_blocking=True)
+        targets = self.labels[numbers]
         if self.mixup is not None:
             images, targets = self.mixup(images, targets)
         if self.channels_last:
@@ -173,7 +174,7 @@ class Trainer:
             return
         loss = float(step.loss)
         if not math.isfinite(loss):
-            files = [str(self.name_of(int(number))) for number in step.numbers]
+            files = [str(self.name_of(number)) for number in step.numbers.tolist()]
             more = f" and {len(files) - 3} more" if len(files) > 3 else ""
             raise TrainingError(
                 f"the training loss became {loss} at step {step.update} (lr {step.lr:.3g}) on the batch "

@@ -4,6 +4,8 @@ ones."""
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from isthmus.training.config import ModelConfig, TrainConfig
@@ -73,6 +75,29 @@ def check_precision(train: TrainConfig, device: torch.device) -> None:
     """Raises TrainingError where the device has no such precision."""
     if train.precision == "fp16" and device.type != "cuda":
         raise TrainingError(f"train.precision fp16 needs CUDA, not {device.type}; take bf16 or fp32")
+
+
+def use_tensor_cores(device: torch.device) -> None:
+    """What timm's train script sets on CUDA: float32 products in TF32, and cuDNN's fastest kernel for each shape."""
+    import torch
+
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.benchmark = True
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """float32 is no TF32 inside, on CUDA either: what a checkpoint is said to reach, its export is held to."""
+    import torch
+
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
 def resolve_device(name: str, *, local_rank: int = 0) -> torch.device:

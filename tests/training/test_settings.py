@@ -7,7 +7,13 @@ import torch
 
 from isthmus.training.config import ModelConfig, TrainConfig
 from isthmus.training.errors import TrainingError
-from isthmus.training.settings import check_settings, create_optimizer, create_scheduler, resolve_device
+from isthmus.training.settings import (
+    check_settings,
+    create_optimizer,
+    create_scheduler,
+    full_float32,
+    resolve_device,
+)
 
 
 @pytest.mark.parametrize(
@@ -64,3 +70,15 @@ def test_a_device_that_is_not_there_is_refused() -> None:
         resolve_device("gpu")
     with pytest.raises(TrainingError, match=r"train.device 'cuda:63' is not there: torch sees"):
         resolve_device("cuda:63")
+
+
+def test_the_final_test_is_in_full_float32_and_training_goes_back_to_tf32() -> None:
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    try:
+        matmul.allow_tf32 = cudnn.allow_tf32 = True
+        with full_float32():
+            assert (matmul.allow_tf32, cudnn.allow_tf32) == (False, False)
+        assert (matmul.allow_tf32, cudnn.allow_tf32) == (True, True)
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
