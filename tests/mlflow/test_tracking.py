@@ -134,7 +134,9 @@ tracking.connect(Path(sys.argv[1]))
 @pytest.mark.parametrize("statements", [2, 400])
 def test_killed_while_the_store_is_made_the_next_one_makes_it(tmp_path, statements):
     home = tmp_path / "home"
-    killed = subprocess.run([sys.executable, "-c", _KILLED_BY_ITSELF, str(home), str(statements)], check=False)
+    killed = subprocess.run(
+        [sys.executable, "-c", _KILLED_BY_ITSELF, str(home), str(statements)], check=False
+    )
     assert killed.returncode == -signal.SIGKILL
     assert [path.name for path in home.iterdir()] == [".mlflow.db.new"]
     client = tracking.connect(home)
