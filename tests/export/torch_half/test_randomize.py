@@ -39,6 +39,20 @@ def test_no_branch_is_switched_off_and_rounding_stays_small(name: str) -> None:
     assert 1e-4 < spread(logits) < 1e3
 
 
+def test_a_head_that_starts_a_thousand_times_smaller_answers_each_image_its_own_way() -> None:
+    """timm's EVA: with such a head the bias decides, and rounding it costs more than images differ by."""
+    torch.manual_seed(0)
+    model = timm.create_model(
+        "vit_small_patch16_rope_224", num_classes=10, img_size=64, depth=2, embed_dim=64, num_heads=2
+    ).eval()
+    done = randomize(model, IMAGES)
+    with torch.inference_mode():
+        logits = model(torch.from_numpy(IMAGES)).numpy()
+    assert spread(logits) > 0.01
+    assert done.conditioning is not None
+    assert done.conditioning < WELL_CONDITIONED / 2
+
+
 def test_the_same_seed_gives_the_same_weights() -> None:
     states = []
     for _ in range(2):
