@@ -132,6 +132,11 @@ def _filtered(model: torch.nn.Module, state: Mapping[str, torch.Tensor]) -> dict
 def _misfit(model: torch.nn.Module, state: Mapping[str, torch.Tensor]) -> str | None:
     wanted = model.state_dict()
     missing = [key for key in wanted if key not in state]
+    if missing and set(missing) == {key for key in wanted if _of_classifier(model, key)}:
+        return (
+            f"the classifier is missing ({', '.join(missing)}): weights of the features alone answer no classes; train "
+            "a head on them (isthmus train with model.weights)"
+        )
     unknown = [key for key in state if key not in wanted]
     shapes = [
         f"{key} {list(state[key].shape)} instead of {list(wanted[key].shape)}"
@@ -148,6 +153,11 @@ def _misfit(model: torch.nn.Module, state: Mapping[str, torch.Tensor]) -> str | 
         if names
     ]
     return "; ".join(parts) or None
+
+
+def _of_classifier(model: torch.nn.Module, key: str) -> bool:
+    names = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
+    return any(key.startswith(f"{name}.") for name in ([names] if isinstance(names, str) else names))
 
 
 def _line(error: Exception) -> str:

@@ -90,3 +90,16 @@ def test_the_number_of_classes_is_the_classifiers() -> None:
     assert num_classes(state, "head.fc") == 7
     assert num_classes(state, ("head", "head_dist")) == 7
     assert num_classes(state, "classifier") is None
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
+def test_features_without_a_classifier_say_so(tmp_path: Path, name: str) -> None:
+    import timm
+
+    model = timm.create_model(name, num_classes=5)
+    features = timm.create_model(name, num_classes=0).state_dict()
+    with pytest.raises(
+        ExportError,
+        match=rf"does not fit {name}: the classifier is missing .*isthmus train with model.weights",
+    ):
+        load_into(model, features, file=tmp_path / "w.pth", called=name)
