@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,9 @@ import torch
 from timm.layers import CondConv2d
 from torch import nn
 
+from isthmus.export import checkpoint as checkpoints
 from isthmus.export.torch_half.exportable import MixtureConv2d, replace_unexportable
+from isthmus.export.torch_half.model import load_model, logits
 from isthmus.export.torch_half.onnx_model import lowest_opset, write_onnx
 
 NUM_EXPERTS = 3
@@ -73,3 +76,13 @@ def test_it_crosses_with_a_dynamic_batch(name: str, exporter: str, tmp_path: Pat
             expected = model(torch.from_numpy(nchw[:count]))
         (given,) = session.run(None, {"images": nchw[:count]})
         np.testing.assert_allclose(given, expected, atol=2e-6)
+
+
+def test_a_checkpoint_s_model_has_such_layers_replaced(make_checkpoint: Callable[..., Path]) -> None:
+    record = checkpoints.read(make_checkpoint(model="efficientnet_cc_b0_4e"))
+    images = np.random.default_rng(0).normal(size=(3, 64, 64, 3)).astype(np.float32)
+    model = load_model(record, exportable=True)
+    assert not [layer for layer in model.modules() if isinstance(layer, CondConv2d)]
+    given = logits(model, images, num_classes=4)
+    expected = logits(load_model(record, exportable=False), images, num_classes=4)
+    np.testing.assert_allclose(given, expected, rtol=1e-4, atol=1e-4 * expected.std())
