@@ -2,7 +2,8 @@
 
 1, 4 and 8 bits with a palette; 16 bits as 5-5-5 or, with masks, 5-6-5; 24 bits; 32 bits with a byte for each colour,
 alpha ignored. Rows from the bottom up, or from the top down where the height is negative. Run-length encoding and
-other masks are refused: the image counts as one that does not decode.
+other masks are refused: the image counts as one that does not decode. Where the header places the pixels on the
+palette, or nowhere, they are behind it.
 """
 
 from __future__ import annotations
@@ -21,17 +22,29 @@ def _ensure(condition: tf.Tensor, message: str) -> tf.Operation:
     return tf.debugging.Assert(condition, [message])
 
 
+def _palette_size(data: Bytes, header: tf.Tensor, bits: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """(entries, bytes of each)."""
+    os2 = header == _OS2_HEADER_BYTES
+    used = tf.where(os2, 0, data.little_endian(14 + 32, 4))
+    return tf.where(used > 0, used, tf.bitwise.left_shift(1, bits)), tf.where(os2, 3, 4)
+
+
 def _palette(data: Bytes, header: tf.Tensor, bits: tf.Tensor) -> tf.Tensor:
     """uint8 [256, 3], red first. Entries that the file has not are black, as in Pillow."""
-    os2 = header == _OS2_HEADER_BYTES
-    entry = tf.where(os2, 3, 4)
-    most = tf.bitwise.left_shift(1, bits)
-    used = tf.where(os2, 0, data.little_endian(14 + 32, 4))
-    num = tf.where(used > 0, tf.minimum(used, 256), most)
+    num, entry = _palette_size(data, header, bits)
     index = tf.range(256)
     positions = 14 + header + entry * index[:, tf.newaxis] + [2, 1, 0]
     colors = data.at(positions)
     return tf.cast(tf.where((index < num)[:, tf.newaxis], colors, 0), tf.uint8)
+
+
+def _start(data: Bytes, header: tf.Tensor, bits: tf.Tensor, masked: tf.Tensor) -> tf.Tensor:
+    """Where the pixels are; files exist whose header says the byte behind itself although a palette is there."""
+    said, behind = data.little_endian(10, 4), 14 + header
+    num, entry = _palette_size(data, header, bits)
+    palette = tf.where(bits <= 8, num * entry, 0)
+    masks = tf.where(masked & (header == 40), 12, 0)
+    return tf.where(said == 0, behind + masks + palette, tf.where(said == behind, behind + palette, said))
 
 
 def _indexed(rows: tf.Tensor, bits: tf.Tensor, width: tf.Tensor, palette: tf.Tensor) -> tf.Tensor:
@@ -85,7 +98,7 @@ def decode_bmp(encoded: tf.Tensor) -> tf.Tensor:
     order = tf.where(masked & (bits == 32) & tf.reduce_any(masks != 0), _byte_of(masks), [2, 1, 0])
     is_32 = (bits == 32) & tf.reduce_all(order >= 0)
     plain = ~masked & ((bits == 1) | (bits == 4) | (bits == 8) | (bits == 24))
-    start = data.little_endian(10, 4)
+    start = _start(data, header, bits, masked)
     checks = [
         _ensure(tf.reduce_any(header == tf.constant(_HEADER_BYTES)), "BMP with an unknown header"),
         _ensure(

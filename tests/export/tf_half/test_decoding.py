@@ -202,11 +202,17 @@ def bmp(bits: int, *, masks: tuple[int, ...] = (), top_down: bool = False, heade
     return b"BM" + struct.pack("<IHHI", start + len(rows), 0, 0, start) + info + palette + rows
 
 
+def misplaced(file: bytes, offset: int) -> bytes:
+    return file[:10] + struct.pack("<I", offset) + file[14:]
+
+
 def bmps() -> dict[str, bytes]:
     files = {f"bmp {mode}": saved(RGBA.convert(mode), "BMP") for mode in ("1", "L", "P", "RGB", "RGBA")}
     files |= {f"bmp {bits} bit": bmp(bits) for bits in (1, 4, 8, 16, 24, 32)}
     files |= {f"bmp {bits} bit, top down": bmp(bits, top_down=True) for bits in (8, 16, 24)}
     files |= {f"bmp {bits} bit of OS/2": bmp(bits, header=12) for bits in (1, 4, 8, 24)}
+    for bits, offset in ((8, 54), (4, 54), (8, 0), (24, 0)):
+        files[f"bmp {bits} bit, pixels said to be at {offset}"] = misplaced(bmp(bits), offset)
     files["bmp 16 bit, 5-6-5"] = bmp(16, masks=(0xF800, 0x7E0, 0x1F))
     files["bmp 16 bit, 5-5-5 said so"] = bmp(16, masks=(0x7C00, 0x3E0, 0x1F))
     files["bmp 32 bit, masks"] = bmp(32, masks=(0xFF0000, 0xFF00, 0xFF))
