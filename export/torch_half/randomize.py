@@ -23,8 +23,10 @@ without normalisation explode or die. So:
    measured. Above 1e-4, a tenth of the gate, the net is drawn again nearer to that regime: each activation's
    input is moved `shift` standard deviations to the right (a BatchNorm's shift is drawn around it; where a
    convolution or linear layer feeds the activation directly, its bias is set from real images), and residual gains
-   are halved. The smallest of the SHIFTS that is enough is taken, else the best. What was taken and what was
-   measured stand in the table. Of models with more than 150 million parameters it is not measured: two copies
+   are halved, as are the gains of normalised queries: gemma4_vit does not divide their products with the keys by the
+   root of the head's size, and drawn around 1 its softmax takes the one largest of 2304 (float32 is 4e-4 away from
+   float64; halved, 2e-5). The smallest of the SHIFTS that is enough is taken, else the best. What was taken and what
+   was measured stand in the table. Of models with more than 200 million parameters it is not measured: two copies
    would not fit.
 """
 
@@ -47,7 +49,7 @@ if TYPE_CHECKING:
 #: Standard deviations by which activations' inputs are off zero, tried in this order.
 SHIFTS = (0.0, 0.5, 1.0, 2.0, 3.0)
 WELL_CONDITIONED = 1e-4
-_MEASURED_UP_TO = 150_000_000
+_MEASURED_UP_TO = 200_000_000
 #: Images: enough for a spread between them, and double precision is slow.
 _MEASURED_ON = 4
 
@@ -137,7 +139,8 @@ def _draw_constants(model: torch.nn.Module, generator: torch.Generator, shift: f
         elif (any(word in f".{name.lower()}" for word in _GAINS) and value != 1.0) or 0 < abs(value) <= 0.1:
             parameter.uniform_(0.2 * gentle, 0.8 * gentle, generator=generator)
         elif value == 1.0:
-            parameter.uniform_(0.6, 1.4, generator=generator)
+            narrow = gentle if ".q_norm." in name else 1.0
+            parameter.uniform_(0.6 * narrow, 1.4 * narrow, generator=generator)
         elif value == 0.0 and parameter.ndim >= 2:
             parameter.normal_(0, 0.02, generator=generator)
         elif value == 0.0 and name.endswith("weight"):

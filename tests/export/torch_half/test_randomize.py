@@ -10,7 +10,7 @@ import torch
 from isthmus.export.errors import ExportError
 from isthmus.export.parity import spread
 from isthmus.export.torch_half import zoo
-from isthmus.export.torch_half.randomize import WELL_CONDITIONED, randomize
+from isthmus.export.torch_half.randomize import WELL_CONDITIONED, _draw_constants, randomize
 
 IMAGES = np.random.default_rng(0).normal(size=(6, 3, 64, 64)).astype(np.float32)
 
@@ -51,6 +51,18 @@ def test_a_head_that_starts_a_thousand_times_smaller_answers_each_image_its_own_
     assert spread(logits) > 0.01
     assert done.conditioning is not None
     assert done.conditioning < WELL_CONDITIONED / 2
+
+
+@pytest.mark.parametrize(("shift", "largest"), [(0.0, 1.4), (0.5, 0.7)])
+def test_queries_of_undivided_attention_are_halved_in_a_net_drawn_nearer(
+    shift: float, largest: float
+) -> None:
+    """gemma4_vit normalises queries and keys, and does not divide their products by the root of the head's size."""
+    model = timm.create_model("gemma4_vit_167m", num_classes=10, depth=1).eval()
+    with torch.no_grad():
+        _draw_constants(model, torch.Generator().manual_seed(0), shift)
+    gains = torch.cat([value for name, value in model.named_parameters() if name.endswith("q_norm.weight")])
+    assert 0.9 * largest < float(gains.detach().max()) <= largest
 
 
 def test_the_same_seed_gives_the_same_weights() -> None:
