@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import signal
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from isthmus.training import loaders
 from isthmus.training.config import ModelConfig, TrainConfig
 from isthmus.training.data import PreparedData
 from isthmus.training.distributed import World
+from isthmus.training.errors import TrainingError
 from isthmus.training.interrupt import StopRequest, stop_requests
 from isthmus.training.loop import EpochPosition, Trainer, evaluate
 from isthmus.training.memory import out_of_memory_is_one_line
@@ -147,8 +149,15 @@ class Fit:
 
     def test(self, progress: Progress) -> dict[str, float]:
         """The kept weights on the test split, fp32, timm's evaluation transform; and all metrics of the
-        run. What single-label models answered is kept for `pictures`."""
-        assert progress.best is not None
+        run. What single-label models answered is kept for `pictures`.
+
+        Raises TrainingError when no epoch left weights that answer with numbers, or the kept ones do not here.
+        """
+        if progress.best is None:
+            raise TrainingError(
+                f"no weights are worth keeping: the validation loss was not finite after any of {progress.epochs_done} "
+                f"epochs; lower train.lr, lengthen train.warmup_epochs or set train.clip_grad"
+            )
         seen: list[tuple[Any, Any]] = []
         with self._one_line_memory(), full_float32():
             tested = evaluate(
@@ -158,6 +167,11 @@ class Fit:
                 self.device,
                 world=self.world,
                 answers=None if self.data.multi_label else lambda *answer: seen.append(answer),
+            )
+        if not math.isfinite(tested["loss"]):
+            raise TrainingError(
+                f"the kept weights (epoch {progress.best['epoch']}) have a test loss of {tested['loss']}: look at the "
+                f"test images, or train with train.clip_grad or a lower train.lr"
             )
         self.answers = [each for share in self.world.gather(seen) for each in share]
         return {
@@ -223,6 +237,13 @@ class Fit:
         found: list[dict[str, Any]] = []
         for weights, candidate in candidates.items():
             scores = evaluate(self.task, candidate, *val, self.device, world=self.world)
+            if not math.isfinite(scores["loss"]):
+                log.warning(
+                    "the validation loss of the %s weights is %s after epoch %d: they are not kept",
+                    weights,
+                    scores["loss"],
+                    epoch + 1,
+                )
             prefix = "val_" if weights == "model" else "val_ema_"
             metrics |= {f"{prefix}{self.metric}": scores[self.metric], f"{prefix}loss": scores["loss"]}
             found.append(
@@ -233,8 +254,9 @@ class Fit:
                     "val_loss": scores["loss"],
                 }
             )
-        best = max(found, key=self._merit)
-        if (
+        # Weights that do not answer with numbers are no candidates, the last epoch's neither.
+        best = max((each for each in found if math.isfinite(each["val_loss"])), key=self._merit, default=None)
+        if best is not None and (
             progress.best is None
             or self.config.keep == "last"
             or self._merit(best) > self._merit(progress.best)

@@ -387,6 +387,18 @@ def test_a_loss_that_is_not_a_number_stops_with_step_lr_and_files(root: Path, tm
     assert not (tmp_path / "checkpoints" / NAME / "latest").exists()
 
 
+def test_weights_that_answer_with_nan_are_not_kept(
+    root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(
+        TrainingError, match=r"no weights are worth keeping: .* after any of 2 epochs; lower train.lr"
+    ):
+        run(root, tmp_path, lr=1e30, warmup_epochs=0, optimizer="sgd", epochs=2, on_nan="skip")
+    # The model's weights and their moving average, after each of two epochs.
+    assert caplog.text.count("they are not kept") == 4
+    assert not (tmp_path / "checkpoints" / NAME / "latest").exists()
+
+
 def test_running_out_of_memory_is_one_line(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
