@@ -22,29 +22,22 @@ def _ensure(condition: tf.Tensor, message: str) -> tf.Operation:
     return tf.debugging.Assert(condition, [message])
 
 
-def _palette_size(data: Bytes, header: tf.Tensor, bits: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+def _palette_size(data: Bytes, os2: tf.Tensor, bits: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """(entries, bytes of each)."""
-    os2 = header == _OS2_HEADER_BYTES
     used = tf.where(os2, 0, data.little_endian(14 + 32, 4))
     return tf.where(used > 0, used, tf.bitwise.left_shift(1, bits)), tf.where(os2, 3, 4)
 
 
-def _palette(data: Bytes, header: tf.Tensor, bits: tf.Tensor) -> tf.Tensor:
+def _palette(data: Bytes, first: tf.Tensor, num: tf.Tensor, entry: tf.Tensor) -> tf.Tensor:
     """uint8 [256, 3], red first. Entries that the file has not are black, as in Pillow."""
-    num, entry = _palette_size(data, header, bits)
     index = tf.range(256)
-    positions = 14 + header + entry * index[:, tf.newaxis] + [2, 1, 0]
-    colors = data.at(positions)
+    colors = data.at(first + entry * index[:, tf.newaxis] + [2, 1, 0])
     return tf.cast(tf.where((index < num)[:, tf.newaxis], colors, 0), tf.uint8)
 
 
-def _start(data: Bytes, header: tf.Tensor, bits: tf.Tensor, masked: tf.Tensor) -> tf.Tensor:
-    """Where the pixels are; files exist whose header says the byte behind itself although a palette is there."""
-    said, behind = data.little_endian(10, 4), 14 + header
-    num, entry = _palette_size(data, header, bits)
-    palette = tf.where(bits <= 8, num * entry, 0)
-    masks = tf.where(masked & (header == 40), 12, 0)
-    return tf.where(said == 0, behind + masks + palette, tf.where(said == behind, behind + palette, said))
+def _start(said: tf.Tensor, behind: tf.Tensor, palette: tf.Tensor, masks: tf.Tensor) -> tf.Tensor:
+    """Where the pixels are; files exist whose header says the byte `behind` itself although a palette is there."""
+    return tf.where(said == 0, behind + palette + masks, tf.where(said == behind, behind + palette, said))
 
 
 def _indexed(rows: tf.Tensor, bits: tf.Tensor, width: tf.Tensor, palette: tf.Tensor) -> tf.Tensor:
@@ -98,7 +91,10 @@ def decode_bmp(encoded: tf.Tensor) -> tf.Tensor:
     order = tf.where(masked & (bits == 32) & tf.reduce_any(masks != 0), _byte_of(masks), [2, 1, 0])
     is_32 = (bits == 32) & tf.reduce_all(order >= 0)
     plain = ~masked & ((bits == 1) | (bits == 4) | (bits == 8) | (bits == 24))
-    start = _start(data, header, bits, masked)
+    behind = 14 + header
+    num, entry = _palette_size(data, os2, bits)
+    palette = tf.where(bits <= 8, num * entry, 0)
+    start = _start(data.little_endian(10, 4), behind, palette, tf.where(masked & (header == 40), 12, 0))
     checks = [
         _ensure(tf.reduce_any(header == tf.constant(_HEADER_BYTES)), "BMP with an unknown header"),
         _ensure(
@@ -116,7 +112,7 @@ def decode_bmp(encoded: tf.Tensor) -> tf.Tensor:
     image = tf.switch_case(
         branch,
         [
-            lambda: _indexed(rows, bits, width, _palette(data, header, bits)),
+            lambda: _indexed(rows, bits, width, _palette(data, behind, num, entry)),
             lambda: tf.cast(_sixteen_bit(rows, width, tf.where(is_565, 6, 5)), tf.uint8),
             lambda: tf.cast(_true_color(rows, width, bits // 8, order), tf.uint8),
         ],
