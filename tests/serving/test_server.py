@@ -17,6 +17,7 @@ from typing import Any
 
 import grpc
 import numpy as np
+import psutil
 import pytest
 
 from isthmus.serving.client import GrpcClient, RestClient
@@ -304,23 +305,34 @@ def test_a_second_server_without_a_rest_port_of_its_own_goes_without(
 # ---- end ----
 
 
-def test_sigterm_finishes_requests_in_flight(models_root: Path) -> None:
-    with ServerProcess("half", models_root / "half_plus_n") as server:
-        values = np.zeros(3_000_000, np.float32)
-        finished: list[int] = []
+def test_sigterm_finishes_requests_in_flight(tmp_path: Path) -> None:
+    write_endless(tmp_path / "endless" / "1")
+    finished: list[int] = []
 
-        def ask() -> None:
-            with GrpcClient(port=server.grpc_port) as client:
-                finished.append(len(client.predict("half", {"x": values})["y"]))
+    def ask() -> None:
+        with GrpcClient(port=server.grpc_port) as client:
+            finished.append(int(client.predict("endless", {"x": np.array([400_000])}, timeout_s=120)["y"]))
 
+    with ServerProcess("endless", tmp_path / "endless") as server:
         with GrpcClient(port=server.grpc_port) as warm:
-            warm.predict("half", {"x": X})
+            warm.predict("endless", {"x": np.array([3])})
+        idle_s = cpu_s(server)
         thread = threading.Thread(target=ask)
         thread.start()
-        time.sleep(0.05)
+        # It counts: nothing else keeps the server busy for so long.
+        while cpu_s(server) < idle_s + 0.3:
+            assert thread.is_alive(), f"too quick: {finished}"
+            time.sleep(0.01)
+        assert finished == []
         os.kill(server.pid, signal.SIGTERM)
         thread.join()
-        assert finished == [3_000_000]
+        assert finished == [400_000]
+
+
+def cpu_s(server: ServerProcess) -> float:
+    """Seconds of CPU that the server has used."""
+    times = psutil.Process(server.pid).cpu_times()
+    return float(times.user + times.system)
 
 
 def test_announcement_is_one_json_line(models_root: Path) -> None:
