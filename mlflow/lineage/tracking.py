@@ -131,7 +131,9 @@ def _create_sqlite(uri: str) -> None:
     # The folder itself is the lock: a file would stay in it.
     folder = os.open(path.parent, os.O_RDONLY)
     try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
+        # NFS locks no folders; there two first runs at the same moment can meet, and one of them says so.
+        with contextlib.suppress(OSError):
+            fcntl.flock(folder, fcntl.LOCK_EX)
         if path.exists():
             return
         # A folder of its own: a killed predecessor may have left a journal beside its file.
