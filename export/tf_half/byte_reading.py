@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import tensorflow as tf
 
 
@@ -34,6 +37,12 @@ class Bytes:
         """int32 scalar from two bytes."""
         high, low = tf.unstack(self.span(position, 2))
         return high * 256 + low
+
+    def little_endians(self, positions: Sequence[int], length: int) -> tf.Tensor:
+        """int32 [N] from two or four bytes at each of N positions, in one gather; four are signed."""
+        scale = tf.constant([256**i for i in range(length)])
+        values = self.at(np.add.outer(positions, range(length)).astype(np.int32))
+        return tf.reduce_sum(values * scale, axis=1)
 
     def little_endian(self, position: tf.Tensor | int, length: int = 2) -> tf.Tensor:
         """int32 scalar from two or four bytes; four are signed."""

@@ -16,16 +16,14 @@ _OS2_HEADER_BYTES = 12
 _HEADER_BYTES = (_OS2_HEADER_BYTES, 40, 52, 56, 64, 108, 124)
 _UNCOMPRESSED, _MASKED = 0, 3
 _MAX_PIXELS = 1 << 28
+# Of four bytes each: place of the pixels, size of the header, width, height, compression, colours, three masks. Of two:
+# bits, and width, height and bits as OS/2 has them.
+_LONG = (10, 14, 18, 22, 30, 46, 54, 58, 62)
+_SHORT = (28, 18, 20, 24)
 
 
 def _ensure(condition: tf.Tensor, message: str) -> tf.Operation:
     return tf.debugging.Assert(condition, [message])
-
-
-def _palette_size(data: Bytes, os2: tf.Tensor, bits: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """(entries, bytes of each)."""
-    used = tf.where(os2, 0, data.little_endian(14 + 32, 4))
-    return tf.where(used > 0, used, tf.bitwise.left_shift(1, bits)), tf.where(os2, 3, 4)
 
 
 def _palette(data: Bytes, first: tf.Tensor, num: tf.Tensor, entry: tf.Tensor) -> tf.Tensor:
@@ -76,14 +74,20 @@ def _true_color(rows: tf.Tensor, width: tf.Tensor, num_bytes: tf.Tensor, order: 
 def decode_bmp(encoded: tf.Tensor) -> tf.Tensor:
     """string scalar -> uint8 [height, width, 3]."""
     data = Bytes(encoded)
-    header = data.little_endian(14, 4)
+    long = data.little_endians(_LONG, 4)
+    said, header, width, signed_height, compression, used = tf.unstack(long[:6])
+    masks = long[6:]
+    bits, os2_width, os2_height, os2_bits = tf.unstack(data.little_endians(_SHORT, 2))
     os2 = header == _OS2_HEADER_BYTES
-    width = tf.where(os2, data.little_endian(18), data.little_endian(18, 4))
-    signed_height = tf.where(os2, data.little_endian(20), data.little_endian(22, 4))
+    width, signed_height, bits, compression, used, entry = tf.unstack(
+        tf.where(
+            os2,
+            [os2_width, os2_height, os2_bits, _UNCOMPRESSED, 0, 3],
+            [width, signed_height, bits, compression, used, 4],
+        )
+    )
     height = tf.abs(signed_height)
-    bits = tf.where(os2, data.little_endian(24), data.little_endian(28))
-    compression = tf.where(os2, _UNCOMPRESSED, data.little_endian(30, 4))
-    masks = tf.stack([data.little_endian(54 + 4 * i, 4) for i in range(3)])
+    num = tf.where(used > 0, used, tf.bitwise.left_shift(1, bits))
     masked = compression == _MASKED
     is_565 = masked & (bits == 16) & tf.reduce_all(masks == [0xF800, 0x7E0, 0x1F])
     is_555 = (bits == 16) & (~masked | tf.reduce_all(masks == [0x7C00, 0x3E0, 0x1F]))
@@ -92,9 +96,8 @@ def decode_bmp(encoded: tf.Tensor) -> tf.Tensor:
     is_32 = (bits == 32) & tf.reduce_all(order >= 0)
     plain = ~masked & ((bits == 1) | (bits == 4) | (bits == 8) | (bits == 24))
     behind = 14 + header
-    num, entry = _palette_size(data, os2, bits)
     palette = tf.where(bits <= 8, num * entry, 0)
-    start = _start(data.little_endian(10, 4), behind, palette, tf.where(masked & (header == 40), 12, 0))
+    start = _start(said, behind, palette, tf.where(masked & (header == 40), 12, 0))
     checks = [
         _ensure(tf.reduce_any(header == tf.constant(_HEADER_BYTES)), "BMP with an unknown header"),
         _ensure(
