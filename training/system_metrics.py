@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
 import threading
 import time
 from collections.abc import Iterator
@@ -18,10 +17,6 @@ from isthmus.training.backlog import Backlog, impatient
 
 log = logging.getLogger(__name__)
 
-SWITCH = "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING"
-"""MLflow's own: `false` turns it off. MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL (seconds, 10) and
-MLFLOW_SYSTEM_METRICS_NODE_ID (a part of the names) are honoured too."""
-
 
 @contextmanager
 def recorded(run_id: str, *, tracking_uri: str) -> Iterator[None]:
@@ -29,8 +24,13 @@ def recorded(run_id: str, *, tracking_uri: str) -> Iterator[None]:
 
     The step counts the samples. Where nvidia-ml-py finds no GPU there are none of a GPU. What waits for a server
     that is away is written when it answers again, at the latest at the end, which waits as `Backlog.settled` does.
+
+    MLflow's own settings hold: MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING=false turns it off,
+    MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL (seconds, 10) and MLFLOW_SYSTEM_METRICS_NODE_ID (a part of the names).
     """
-    if os.environ.get(SWITCH, "true").lower() in ("false", "0"):
+    from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING as SWITCH
+
+    if SWITCH.is_set() and not SWITCH.get():
         yield
         return
     sampler = _Sampler(run_id, Backlog(tracking_uri=tracking_uri))

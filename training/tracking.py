@@ -128,6 +128,8 @@ def training_run(
         run_name=run_name,
         params=recipe,
         tags={"name": name, "resumes": resumes, **tags},
+        # system_metrics samples them, also while the server is away.
+        log_system_metrics=False,
     ) as run:
         dataset = tracking.log_dataset(
             run.info.run_id,

@@ -120,14 +120,11 @@ def _create_sqlite(uri: str) -> None:
     MLflow migrates a new file in some sixty transactions; killed between two of them it leaves a file that it
     will never open again ("out-of-date database schema").
     """
-    match = re.fullmatch(r"sqlite:///([^?]+)", uri)
-    if match is None or match[1] == ":memory:" or Path(match[1]).exists():
+    path = _sqlite_file(uri)
+    if path is None or "?" in uri or path.name == ":memory:" or path.exists() or not path.parent.is_dir():
         return
     from mlflow.store.db.utils import _initialize_tables, create_sqlalchemy_engine
 
-    path = Path(match[1])
-    if not path.parent.is_dir():
-        return
     # The folder itself is the lock: a file would stay in it.
     folder = os.open(path.parent, os.O_RDONLY)
     try:
@@ -166,9 +163,13 @@ def _without_password(uri: str) -> str:
 
 def artifact_root(tracking_uri: str) -> Path | None:
     """Where artifacts of a SQLite store go: `mlartifacts` beside the file. None: the server decides."""
-    if not tracking_uri.startswith("sqlite:///"):
-        return None
-    return Path(tracking_uri.removeprefix("sqlite:///")).parent / "mlartifacts"
+    file = _sqlite_file(tracking_uri)
+    return file.parent / "mlartifacts" if file is not None else None
+
+
+def _sqlite_file(tracking_uri: str) -> Path | None:
+    prefix = "sqlite:///"
+    return Path(tracking_uri.removeprefix(prefix)) if tracking_uri.startswith(prefix) else None
 
 
 def experiment_id(client: mlflow.MlflowClient, name: str) -> str:
@@ -201,12 +202,14 @@ def start_stage_run(
     params: Mapping[str, Any] | None = None,
     tags: Mapping[str, Any] | None = None,
     source_folder: str | os.PathLike[str] = ".",
+    log_system_metrics: bool | None = None,
 ) -> Iterator[mlflow.ActiveRun]:
     """The run of one stage, active for `mlflow.*` calls inside; FAILED when the block raises.
 
     Call `connect` first. `params` may be nested: keys are joined with dots. `tags` get the prefix `isthmus.`
     where they have no dot. The git state of `source_folder` is recorded. Under `mlflow run` (MLproject) the
-    run becomes a child of the project's run, and inside another run a child of that one.
+    run becomes a child of the project's run, and inside another run a child of that one. `log_system_metrics`
+    is MLflow's: None leaves it to MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.
     """
     import mlflow
 
@@ -221,7 +224,11 @@ def start_stage_run(
     if parent:
         run_tags["mlflow.parentRunId"] = parent
     run = mlflow.start_run(
-        experiment_id=experiment_id(client, experiment), run_name=run_name, tags=run_tags, nested=True
+        experiment_id=experiment_id(client, experiment),
+        run_name=run_name,
+        tags=run_tags,
+        nested=True,
+        log_system_metrics=log_system_metrics,
     )
     with run:
         if params:
