@@ -237,15 +237,17 @@ class Fit:
         found: list[dict[str, Any]] = []
         for weights, candidate in candidates.items():
             scores = evaluate(self.task, candidate, *val, self.device, world=self.world)
+            prefix = "val_" if weights == "model" else "val_ema_"
+            metrics |= {f"{prefix}{self.metric}": scores[self.metric], f"{prefix}loss": scores["loss"]}
             if not math.isfinite(scores["loss"]):
+                # No candidates, the last epoch's neither.
                 log.warning(
                     "the validation loss of the %s weights is %s after epoch %d: they are not kept",
                     weights,
                     scores["loss"],
                     epoch + 1,
                 )
-            prefix = "val_" if weights == "model" else "val_ema_"
-            metrics |= {f"{prefix}{self.metric}": scores[self.metric], f"{prefix}loss": scores["loss"]}
+                continue
             found.append(
                 {
                     "epoch": epoch + 1,
@@ -254,8 +256,7 @@ class Fit:
                     "val_loss": scores["loss"],
                 }
             )
-        # Weights that do not answer with numbers are no candidates, the last epoch's neither.
-        best = max((each for each in found if math.isfinite(each["val_loss"])), key=self._merit, default=None)
+        best = max(found, key=self._merit, default=None)
         if best is not None and (
             progress.best is None
             or self.config.keep == "last"

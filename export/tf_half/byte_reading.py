@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import numpy as np
 import tensorflow as tf
 
 
@@ -26,7 +23,7 @@ class Bytes:
         return self.at(tf.convert_to_tensor(position))
 
     def span(self, position: tf.Tensor | int, length: int) -> tf.Tensor:
-        """int32 [length], of a length known when tracing."""
+        """int32 [length], of a length known when tracing; of a column of positions [N, 1], [N, length]."""
         return self.at(position + tf.range(length))
 
     def slice(self, start: tf.Tensor, length: tf.Tensor) -> tf.Tensor:
@@ -38,13 +35,7 @@ class Bytes:
         high, low = tf.unstack(self.span(position, 2))
         return high * 256 + low
 
-    def little_endians(self, positions: Sequence[int], length: int) -> tf.Tensor:
-        """int32 [N] from two or four bytes at each of N positions, in one gather; four are signed."""
-        scale = tf.constant([256**i for i in range(length)])
-        values = self.at(np.add.outer(positions, range(length)).astype(np.int32))
-        return tf.reduce_sum(values * scale, axis=1)
-
     def little_endian(self, position: tf.Tensor | int, length: int = 2) -> tf.Tensor:
-        """int32 scalar from two or four bytes; four are signed."""
+        """int32 scalar from two to four bytes, of which four are signed; a column of positions [N, 1] gives [N]."""
         scale = tf.constant([256**i for i in range(length)])
-        return tf.reduce_sum(self.span(position, length) * scale)
+        return tf.reduce_sum(self.span(position, length) * scale, axis=-1)

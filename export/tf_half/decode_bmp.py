@@ -18,8 +18,8 @@ _UNCOMPRESSED, _MASKED = 0, 3
 _MAX_PIXELS = 1 << 28
 # Of four bytes each: place of the pixels, size of the header, width, height, compression, colours, three masks. Of two:
 # bits, and width, height and bits as OS/2 has them.
-_LONG = (10, 14, 18, 22, 30, 46, 54, 58, 62)
-_SHORT = (28, 18, 20, 24)
+_LONG = [[10], [14], [18], [22], [30], [46], [54], [58], [62]]
+_SHORT = [[28], [18], [20], [24]]
 
 
 def _ensure(condition: tf.Tensor, message: str) -> tf.Operation:
@@ -74,10 +74,10 @@ def _true_color(rows: tf.Tensor, width: tf.Tensor, num_bytes: tf.Tensor, order: 
 def decode_bmp(encoded: tf.Tensor) -> tf.Tensor:
     """string scalar -> uint8 [height, width, 3]."""
     data = Bytes(encoded)
-    long = data.little_endians(_LONG, 4)
+    long = data.little_endian(tf.constant(_LONG), 4)
     said, header, width, signed_height, compression, used = tf.unstack(long[:6])
     masks = long[6:]
-    bits, os2_width, os2_height, os2_bits = tf.unstack(data.little_endians(_SHORT, 2))
+    bits, os2_width, os2_height, os2_bits = tf.unstack(data.little_endian(tf.constant(_SHORT)))
     os2 = header == _OS2_HEADER_BYTES
     width, signed_height, bits, compression, used, entry = tf.unstack(
         tf.where(

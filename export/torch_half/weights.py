@@ -91,8 +91,7 @@ def _tensors(loaded: Any, file: Path) -> dict[str, torch.Tensor]:
 
 def num_classes(state: Mapping[str, torch.Tensor], classifier: Any) -> int | None:
     """The classes that a state dict answers, from its classifier's bias or weight; None: not to be seen."""
-    names = [classifier] if isinstance(classifier, str) else list(classifier or ())
-    for name in names:
+    for name in _names(classifier):
         for part in ("bias", "weight"):
             tensor = state.get(f"{name}.{part}")
             if tensor is not None:
@@ -156,8 +155,13 @@ def _misfit(model: torch.nn.Module, state: Mapping[str, torch.Tensor]) -> str | 
 
 
 def _of_classifier(model: torch.nn.Module, key: str) -> bool:
-    names = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
-    return any(key.startswith(f"{name}.") for name in ([names] if isinstance(names, str) else names))
+    names = _names(getattr(model, "pretrained_cfg", {}).get("classifier"))
+    return any(key.startswith(f"{name}.") for name in names)
+
+
+def _names(classifier: Any) -> list[str]:
+    """timm has one name of a classifier, several, or none."""
+    return [classifier] if isinstance(classifier, str) else list(classifier or ())
 
 
 def _line(error: Exception) -> str:

@@ -213,9 +213,8 @@ def bmps() -> dict[str, bytes]:
     files |= {f"bmp {bits} bit of OS/2": bmp(bits, header=12) for bits in (1, 4, 8, 24)}
     for bits, offset in ((8, 54), (4, 54), (8, 0), (24, 0)):
         files[f"bmp {bits} bit, pixels said to be at {offset}"] = misplaced(bmp(bits), offset)
-    masked = bmp(16, masks=(0xF800, 0x7E0, 0x1F))
-    files["bmp 16 bit, 5-6-5, pixels said to be at 0"] = misplaced(masked, 0)
     files["bmp 16 bit, 5-6-5"] = bmp(16, masks=(0xF800, 0x7E0, 0x1F))
+    files["bmp 16 bit, 5-6-5, pixels said to be at 0"] = misplaced(files["bmp 16 bit, 5-6-5"], 0)
     files["bmp 16 bit, 5-5-5 said so"] = bmp(16, masks=(0x7C00, 0x3E0, 0x1F))
     files["bmp 32 bit, masks"] = bmp(32, masks=(0xFF0000, 0xFF00, 0xFF))
     files["bmp 32 bit, red last"] = bmp(32, masks=(0xFF, 0xFF00, 0xFF0000, 0xFF000000), header=124)
