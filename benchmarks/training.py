@@ -54,18 +54,19 @@ def rows(recipe: str, home: Path, epochs: int) -> list[str]:
     lines = []
     for processes in (1, 2):
         turns = speeds(recipe, home, epochs=epochs, processes=processes)
-        ours, bare = [turn["isthmus"] for turn in turns], [turn["bare"] for turn in turns]
-        ratio = statistics.median(a / b for a, b in zip(ours, bare, strict=True))
-        starting, waiting = (
-            statistics.median(turn[share] for turn in turns) for share in ("starting", "waiting")
-        )
-        lines.append(
-            f"| {recipe} | {processes} | {statistics.median(ours):.0f} | {statistics.median(bare):.0f} "
-            f"| {ratio:.2f} | {max(ours) / max(bare):.2f} "
-            f"| {100 * starting:.1f} % | {100 * waiting:.1f} % |"
-        )
+        lines.append(row([recipe, str(processes)], turns, shares=("starting", "waiting")))
         print(lines[-1], flush=True)
     return lines
+
+
+def row(names: Sequence[str], turns: Sequence[dict[str, float]], *, shares: Sequence[str]) -> str:
+    """A Markdown row: names, both speeds, their ratios (median, and best over best), and shares of the time."""
+    ours, bare = [turn["isthmus"] for turn in turns], [turn["bare"] for turn in turns]
+    ratio = statistics.median(a / b for a, b in zip(ours, bare, strict=True))
+    cells = [*names, f"{statistics.median(ours):.0f}", f"{statistics.median(bare):.0f}", f"{ratio:.2f}"]
+    cells.append(f"{max(ours) / max(bare):.2f}")
+    cells += [f"{100 * statistics.median(turn[share] for turn in turns):.1f} %" for share in shares]
+    return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:

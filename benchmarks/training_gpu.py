@@ -11,7 +11,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -20,9 +19,10 @@ from pathlib import Path
 import numpy as np
 from measure import ROOT, write_section
 
-from training import WORKER, last_line
+from training import WORKER, last_line, row
 
 CLASSES = 10
+DECODERS = max(1, min(14, (os.cpu_count() or 2) - 2))
 BF16 = ("train.precision=bf16", "train.channels_last=true")
 COMPILED = (*BF16, "train.compile=inductor")
 SETUPS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
@@ -50,7 +50,6 @@ def measure(
     model: str, assignments: tuple[str, ...], root: Path, home: Path, *, epochs: int, limit_s: float
 ) -> list[dict[str, float]]:
     """The worker's turns, or none where it took too long or failed (what it said is printed)."""
-    workers = max(1, min(14, (os.cpu_count() or 2) - 2))
     settings = [
         f"data.root={root}",
         "data.name=noise",
@@ -59,7 +58,7 @@ def measure(
         "train.batch_size=256",
         "train.ema_decay=null",
         "train.augment.color_jitter=0",
-        f"train.workers={workers}",
+        f"train.workers={DECODERS}",
         *assignments,
     ]
     recipe = str(ROOT / "recipes/imagefolder.yaml")
@@ -97,11 +96,11 @@ def main() -> None:
             )
             print(json.dumps({"model": model, "setup": name, "turns": turns}), flush=True)
             if turns:
-                table.append(row(model, name, turns))
+                table.append(row([model, name], turns, shares=("busy", "starting", "waiting")))
                 print(table[-1], flush=True)
     body = [
         f"{torch.cuda.get_device_name()}, torch {torch.__version__}. Images a second, 224 × 224, batches of 256, "
-        f"{min(14, (os.cpu_count() or 2) - 2)} decoding processes, the median of {arguments.epochs - 1} epochs each, "
+        f"{DECODERS} decoding processes, the median of {arguments.epochs - 1} epochs each, "
         "in turns; the ratios are the median of the turns' and best over best (≥ 0.97 wanted). GPU: how much of "
         "the time in which isthmus train trains, validates and saves a kernel runs (NVML). Waits: the bare loop's "
         "share for the first batch of an epoch and for the others.",
@@ -111,19 +110,6 @@ def main() -> None:
         *table,
     ]
     write_section("Training on a GPU", "\n".join(body))
-
-
-def row(model: str, name: str, turns: list[dict[str, float]]) -> str:
-    """One row of the table, in Markdown."""
-    ours, bare = [turn["isthmus"] for turn in turns], [turn["bare"] for turn in turns]
-    ratio = statistics.median(a / b for a, b in zip(ours, bare, strict=True))
-    busy, starting, waiting = (
-        statistics.median(turn[share] for turn in turns) for share in ("busy", "starting", "waiting")
-    )
-    return (
-        f"| {model} | {name} | {statistics.median(ours):.0f} | {statistics.median(bare):.0f} | {ratio:.2f} "
-        f"| {max(ours) / max(bare):.2f} | {100 * busy:.0f} % | {100 * starting:.1f} % | {100 * waiting:.1f} % |"
-    )
 
 
 if __name__ == "__main__":

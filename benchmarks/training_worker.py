@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import statistics
 import sys
 import tempfile
 import threading
@@ -133,7 +134,6 @@ def speed(recipe_file: str, home: str, epochs: str, *assignments: str) -> None:
         data = world.share(prepare(recipe.data, home=Path(home)) if world.is_first else None)
         fit = Fit(model=recipe.model, train=train, data=data, world=world)
         bare = BareLoop(recipe, data, world_size=world.size)
-
         gpu = GpuUse(bare.device)
 
         def report(_: int, metrics: dict[str, float]) -> None:
@@ -167,7 +167,8 @@ class GpuUse:
     """How busy a GPU is, asked ten times a second; 0 on the CPU."""
 
     def __init__(self, device: Any) -> None:
-        self.device, self.samples = device, [0.0]
+        self.device = device
+        self.samples: list[float] = []
         if device.type == "cuda":
             threading.Thread(target=self._watch, daemon=True).start()
 
@@ -180,8 +181,8 @@ class GpuUse:
 
     def share(self) -> float:
         """The mean since the last call, 0 to 1."""
-        samples, self.samples = self.samples, [0.0]
-        return sum(samples) / max(1, len(samples) - 1)
+        samples, self.samples = self.samples, []
+        return statistics.fmean(samples) if samples else 0.0
 
 
 def first_step(which: str, recipe_file: str, home: str, *assignments: str) -> dict[str, float]:
