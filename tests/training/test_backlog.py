@@ -90,6 +90,8 @@ def test_training_goes_on_while_the_server_is_away_and_the_record_catches_up(
 
     monkeypatch.setattr(Run, "epoch", interrupted)
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
+    # Then MLflow's own monitor would sample as well.
+    monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "true")
     with caplog.at_level(logging.WARNING, logger="isthmus"):
         result = module.train(
             name="away",
